@@ -1,0 +1,17 @@
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+/// The bindings: what Python sees of the engine. Each bind_*.cpp binds one header's verbs; module.cpp
+/// calls them. Nothing is decided here.
+
+namespace torchcow {
+
+void bind_clone(pybind11::module_& module);
+void bind_ledger(pybind11::module_& module);
+void bind_testing(pybind11::module_& module);
+
+/// Tells the core how to wait without the interpreter lock, and whether other threads run Python.
+void install_gil_hooks();
+
+}  // namespace torchcow

@@ -1,0 +1,16 @@
+#include "bindings.h"
+
+#include "barrier.h"
+#include "cuda_kernels.h"
+#include "write_hook.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.doc() = "The native engine of torchcow.";
+  torchcow::install_gil_hooks();
+  torchcow::write_hook::install();
+  torchcow::install_barrier();
+  torchcow::install_cuda_kernels();
+  torchcow::bind_clone(module);
+  torchcow::bind_ledger(module);
+  torchcow::bind_testing(module);
+}

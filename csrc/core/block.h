@@ -1,0 +1,90 @@
+#pragma once
+
+#include <ATen/core/TensorBody.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/util/SmallVector.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <thread>
+
+/// Blocks and sharers: who reads which bytes.
+///
+/// A *block* is one allocation whose bytes nobody may change while two or more sharers read it. A
+/// *sharer* is one torch storage that reads a block or a span of it; the storage that was cloned
+/// becomes a sharer like its clones. These two structs are the whole state of the engine; every other
+/// file is a verb on them.
+///
+/// Invariants (numbered as in DESIGN.md)
+///   I1  The bytes of a block do not change while it has a sharer.
+///   I2  A sharer's storage hands out no mutable pointer before it is materialized.
+///   I3  A block lives as long as it has a sharer, or somebody may still read it (retire.h).
+///   I4  A sharer's span lies within its block.
+///
+/// Ownership: a block owns the original DataPtr unchanged, so that its own deleter frees it and its
+/// own allocator understands `record_stream`. Sharers own the block together. A sharer belongs to its
+/// storage: it dies when the storage is materialized, is resized or dies.
+///
+/// Threads: all fields are guarded by the registry's mutex (registry.h), but for the constant ones.
+
+namespace torchcow {
+
+struct Block;
+class StreamOrder;
+
+using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+using KnownTensors = c10::SmallVector<WeakTensor, 1>;
+
+/// One storage that reads `bytes` bytes of `block`, from `offset` on.
+struct Sharer {
+  Block* block;
+  std::size_t offset;
+  std::size_t bytes;
+  c10::StorageImpl* storage;        ///< nullptr: the storage left while a materialization was under way
+  KnownTensors tensors;             ///< tensors over the storage that the engine has met
+  bool claimed = false;             ///< a materialization is under way (materialize.h)
+  std::thread::id claimant;
+  std::uint64_t claim_epoch = 0;    ///< fork epoch of the claim (registry.h)
+  Sharer* next = nullptr;           ///< the block's list
+  Sharer* previous = nullptr;
+
+  [[nodiscard]] const void* data() const noexcept;
+};
+
+/// A storage that has moved away from a block, and may still be read there by an operator that
+/// started before the move.
+struct Leaver {
+  WeakStorage storage;
+  KnownTensors tensors;
+  double left_at;  ///< seconds, steady clock
+};
+
+/// One allocation that several sharers read.
+struct Block {
+  c10::DataPtr data;
+  std::size_t bytes;
+  c10::Allocator* allocator;                  ///< of the storage that brought the memory
+  std::uint64_t id;
+  std::size_t sharer_count = 0;
+  Sharer* sharers = nullptr;
+  c10::SmallVector<Leaver, 1> leavers;
+  std::shared_ptr<StreamOrder> order;         ///< nullptr on the CPU
+  std::optional<std::uint64_t> fingerprint;   ///< verify.h
+  const void* probation = nullptr;            ///< the call that made it, until its references are checked
+  Block* next = nullptr;                      ///< the registry's list
+  Block* previous = nullptr;
+
+  [[nodiscard]] c10::Device device() const noexcept { return data.device(); }
+  void link(Sharer& sharer) noexcept;
+  void unlink(Sharer& sharer) noexcept;
+};
+
+inline const void* Sharer::data() const noexcept {
+  return static_cast<const char*>(block->data.get()) + offset;
+}
+
+}  // namespace torchcow

@@ -1,0 +1,108 @@
+#include "ledger.h"
+
+#include "registry.h"
+#include "retire.h"
+#include "write_hook.h"
+
+#include <deque>
+#include <mutex>
+
+namespace torchcow {
+
+namespace {
+
+struct Ring {
+  std::mutex mutex;
+  std::deque<Event> events;
+  std::size_t forgotten = 0;
+};
+
+Ring& ring() {
+  static auto* instance = new Ring();
+  return *instance;
+}
+
+}  // namespace
+
+const char* to_string(Kind kind) noexcept { return kind == Kind::materialize ? "materialize" : "eager"; }
+
+const char* to_string(Way way) noexcept {
+  switch (way) {
+    case Way::steal: return "steal";
+    case Way::copy: return "copy";
+    case Way::skip: return "skip";
+    case Way::eager: return "eager";
+  }
+  return "?";
+}
+
+const char* to_string(Reason reason) noexcept {
+  switch (reason) {
+    case Reason::none: return "";
+    case Reason::tiny: return "tiny: a copy is cheaper than sharing";
+    case Reason::device: return "device: sharing is supported on cpu and cuda";
+    case Reason::foreign: return "foreign memory: it was not allocated by torch's own allocator";
+    case Reason::numpy: return "numpy: an array or buffer may look into the memory";
+    case Reason::outside: return "outside: something that is no Python tensor refers to the memory (DLPack, a live autograd graph)";
+    case Reason::strict: return "strict: referenced from outside of the cloned object";
+    case Reason::writing: return "writing: an operator is writing it right now";
+    case Reason::capture: return "capture: a graph is being captured";
+    case Reason::hook: return "hook: another write hook or torch's own copy-on-write is on the storage";
+    case Reason::layout: return "layout: deepcopy gives it other strides";
+    case Reason::kind: return "kind: quantized, sparse, nested, or a subclass that copies itself";
+  }
+  return "?";
+}
+
+void record(Event event) {
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  if (self.events.size() == event_capacity) {
+    self.events.pop_front();
+    ++self.forgotten;
+  }
+  self.events.push_back(std::move(event));
+}
+
+std::vector<Event> events(bool clear) {
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  std::vector<Event> copy(self.events.begin(), self.events.end());
+  if (clear) self.events.clear();
+  return copy;
+}
+
+Totals totals() {
+  write_hook::sweep();
+  Totals sum;
+  {
+    Garbage garbage;
+    auto& state = registry();
+    std::lock_guard lock(state.mutex);
+    sweep_retired(garbage);
+    for (auto* block = state.blocks; block != nullptr; block = block->next) {
+      ++sum.blocks;
+      sum.unique_bytes += block->bytes;
+      for (auto* sharer = block->sharers; sharer != nullptr; sharer = sharer->next) {
+        ++sum.sharers;
+        sum.logical_bytes += sharer->bytes;
+      }
+    }
+    for (auto* block : state.retired) {
+      ++sum.retired_blocks;
+      sum.retired_bytes += block->bytes;
+    }
+  }
+  std::lock_guard lock(ring().mutex);
+  sum.forgotten_events = ring().forgotten;
+  return sum;
+}
+
+Usage usage(const c10::StorageImpl& storage) {
+  std::lock_guard lock(registry().mutex);
+  const Sharer* sharer = write_hook::sharer_of(storage);
+  if (sharer == nullptr) return {nullptr, 0, 0, storage.nbytes()};
+  return {sharer->block, sharer->block->bytes, sharer->block->sharer_count, sharer->bytes};
+}
+
+}  // namespace torchcow

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+/// The ledger: what is shared now, and why anything is not.
+///
+/// Each materialization and each copy made at clone time is an event. Events are kept in a ring of
+/// `event_capacity`; older ones are forgotten, and counted.
+
+namespace torchcow {
+
+enum class Kind : std::uint8_t { materialize, eager };
+enum class Way : std::uint8_t { steal, copy, skip, eager };
+
+/// Why a storage was copied when it was cloned.
+enum class Reason : std::uint8_t {
+  none,           ///< it was not
+  tiny,           ///< a copy is cheaper than a block
+  device,         ///< neither CPU nor CUDA
+  foreign,        ///< not torch's own memory: NumPy, a file, shared memory, pinned memory, DLPack
+  numpy,          ///< NumPy, or something like it, looks into the memory
+  outside,        ///< references that are no tensors of Python: a consumer may hold a raw pointer
+  strict,         ///< strict=True, and something outside of the cloned graph refers to it
+  writing,        ///< an operator in another thread is writing it
+  capture,        ///< a graph is being captured on its stream
+  hook,           ///< torch's own copy-on-write, or another write hook, is on the storage
+  layout,         ///< a parameter that deepcopy compacts (not dense), or a conjugate or negative view
+  kind,           ///< quantized, sparse, nested or a subclass that copies itself
+};
+
+const char* to_string(Kind) noexcept;
+const char* to_string(Way) noexcept;
+const char* to_string(Reason) noexcept;
+
+struct Event {
+  Kind kind;
+  Way way;
+  Reason reason;
+  std::string operator_name;
+  std::size_t bytes;
+  c10::Device device;
+
+  Event(Kind kind_, Way way_, Reason reason_, std::string_view operator_name_, std::size_t bytes_, c10::Device device_)
+      : kind(kind_), way(way_), reason(reason_), operator_name(operator_name_), bytes(bytes_), device(device_) {}
+};
+
+inline constexpr std::size_t event_capacity = 1 << 16;
+
+void record(Event event);
+std::vector<Event> events(bool clear);
+
+/// Sums over all live blocks. Fair shares (a block's bytes divided by its sharers) add up to
+/// `unique_bytes` by definition; `fair_share` of one sharer is computed where objects are known.
+struct Totals {
+  std::size_t blocks = 0;
+  std::size_t sharers = 0;
+  std::size_t logical_bytes = 0;  ///< sum over sharers: what deep copies would take
+  std::size_t unique_bytes = 0;   ///< sum over blocks
+  std::size_t retired_blocks = 0;
+  std::size_t retired_bytes = 0;
+  std::size_t forgotten_events = 0;
+};
+
+Totals totals();
+
+/// What one storage takes.
+struct Usage {
+  const void* block = nullptr;    ///< identity of the block; nullptr: private memory
+  std::size_t block_bytes = 0;
+  std::size_t block_sharers = 0;
+  std::size_t bytes = 0;
+};
+
+}  // namespace torchcow
+
+namespace c10 {
+struct StorageImpl;
+}
+
+namespace torchcow {
+Usage usage(const c10::StorageImpl& storage);
+}

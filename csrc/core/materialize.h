@@ -1,0 +1,65 @@
+#pragma once
+
+#include "block.h"
+#include "registry.h"
+
+#include <c10/util/ArrayRef.h>
+
+#include <string_view>
+#include <vector>
+
+/// Materialization: memory of its own for a sharer, at its first write.
+///
+///   steal   it was the block's last sharer, and reads all of it: take the block's memory. No copy.
+///   copy    allocate and copy the sharer's span.
+///   skip    the operator overwrites every byte: allocate, and copy nothing.
+///
+/// The order of steps is what makes a failure harmless (I5): claim; allocate everything; copy
+/// everything; and only then, under the mutex, give up the blocks. Nothing after the copies can fail. So
+/// after an exception source and clones are unchanged and still share, and a retry works. A batch is
+/// materialized whole or not at all.
+///
+/// Threads: many threads may make the first write to one tensor: the first claims, the others wait and
+/// find memory of their own. Materializations of different sharers of one block do not wait for each
+/// other; each remains a sharer until its copy is complete, so nobody can steal under it.
+///
+/// Streams: copies are queued on the current stream of the device, after the events of `StreamOrder`.
+/// During graph capture only a steal without pending readers is possible; everything else raises.
+
+namespace torchcow {
+
+/// Who writes, for the ledger and for error messages.
+struct Cause {
+  std::string_view operator_name;
+  bool raw_pointer = false;  ///< the pointer may be used on any stream at once: wait on the host
+  bool visible = true;       ///< false: nobody has seen the sharers yet (no event, no leavers)
+};
+
+struct WriteTarget {
+  c10::StorageImpl* storage;
+  bool overwritten = false;  ///< the operator writes every byte and reads none: skip is allowed
+};
+
+/// A skipped copy, until its operator has returned: what the storage held can still be restored.
+struct Skipped {
+  c10::intrusive_ptr<c10::StorageImpl> storage;
+  Sharer* keeper;  ///< stays on the block, and keeps the bytes readable
+  void* memory;    ///< what the storage got
+};
+
+/// Materializes those of `targets` that are sharers. Appends to `skipped`; without it nothing is skipped.
+/// Throws what the allocator throws, with the tensors' sizes added, and then nothing has changed.
+void materialize(c10::ArrayRef<WriteTarget> targets, const Cause& cause, std::vector<Skipped>* skipped = nullptr);
+
+/// The operator succeeded and wrote all but the bytes from `written` on: copies those, and forgets.
+void finish_skipped(const Skipped& skipped, std::size_t written);
+
+/// Called by the write hook. False: another thread was first, or the storage is no sharer any more.
+bool first_write(c10::StorageImpl* storage);
+
+/// Tests: lets allocation number `after` (from now on, 0-based) fail once; -1 for never.
+void fail_allocation(std::int64_t after) noexcept;
+/// Tests: fills skipped memory with a pattern, so that a byte that was not overwritten shows.
+void poison_skipped(bool on) noexcept;
+
+}  // namespace torchcow

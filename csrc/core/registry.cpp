@@ -1,0 +1,87 @@
+#include "registry.h"
+
+#include "retire.h"
+#include "stream_order.h"
+
+#include <pthread.h>
+
+namespace torchcow {
+
+namespace {
+
+void before_fork() { registry().mutex.lock(); }
+void after_fork_in_parent() { registry().mutex.unlock(); }
+
+void after_fork_in_child() {
+  auto& self = registry();
+  ++self.fork_epoch;
+  // Waiters of the parent do not exist here; a condition variable that remembers them is replaced.
+  new (&self.claims_changed) std::condition_variable();
+  self.mutex.unlock();
+}
+
+}  // namespace
+
+Registry& registry() noexcept {
+  static Registry& instance = []() -> Registry& {
+    auto* made = new Registry();
+    pthread_atfork(&before_fork, &after_fork_in_parent, &after_fork_in_child);
+    return *made;
+  }();
+  return instance;
+}
+
+Garbage::~Garbage() {
+  for (auto* sharer : sharers) delete sharer;
+  for (auto* block : blocks) {
+    if (block->order) block->order->before_free(block->data);
+    delete block;
+  }
+}
+
+void Registry::add(Block& block) noexcept {
+  block.id = next_id++;
+  block.previous = nullptr;
+  block.next = blocks;
+  if (blocks != nullptr) blocks->previous = &block;
+  blocks = &block;
+  ++block_count;
+}
+
+void Registry::remove(Block& block) noexcept {
+  (block.previous != nullptr ? block.previous->next : blocks) = block.next;
+  if (block.next != nullptr) block.next->previous = block.previous;
+  --block_count;
+}
+
+void wait_for_claims(std::unique_lock<std::mutex>& lock) {
+  auto& self = registry();
+  // The interpreter lock may not be asked for while the mutex is held, so the mutex is given up
+  // first, and the caller looks at everything again.
+  const auto hooks = self.blocking;
+  lock.unlock();
+  void* token = hooks.release != nullptr ? hooks.release() : nullptr;
+  lock.lock();
+  // A claim can have ended in between; the timeout makes a lost wake-up cost a millisecond.
+  self.claims_changed.wait_for(lock, std::chrono::milliseconds(1));
+  lock.unlock();
+  if (hooks.acquire != nullptr) hooks.acquire(token);
+  lock.lock();
+}
+
+void leave(Sharer& sharer, bool remember, Garbage& garbage) {
+  auto& self = registry();
+  Block& block = *sharer.block;
+  block.unlink(sharer);
+  --self.sharer_count;
+  if (remember && sharer.storage != nullptr) {
+    block.leavers.push_back(
+        {WeakStorage::reclaim_copy(sharer.storage), std::move(sharer.tensors), steady_seconds()});
+  }
+  if (block.sharer_count == 0) {
+    self.remove(block);
+    retire(block, garbage);
+  }
+}
+
+}  // namespace torchcow

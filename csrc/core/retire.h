@@ -1,0 +1,40 @@
+#pragma once
+
+#include "registry.h"
+
+/// Retirement: a block without sharers is not freed under somebody who still reads it.
+///
+/// A storage that is materialized moves away from its block. An operator that started before the move,
+/// in another thread, still reads there; without us it would read memory that is being written (torn
+/// values), never memory that was freed. The same holds for a consumer that took a pointer before
+/// the storage was shared. So a block that lost its last sharer is freed at once only if each
+/// storage that once moved away from it (its leavers) is
+///   1. dead, or
+///   2. referenced by nobody but the tensors that the engine knows, each of which is held once (an
+///      operator or a DLPack consumer holds another reference), and either
+///      2a. no other thread can run Python, or
+///      2b. it moved away more than `grace_seconds` ago (a method call on a tensor holds no reference
+///          of its own, so references alone do not tell).
+/// Other blocks wait in `registry().retired` and are looked at again whenever the engine runs. A block
+/// that may be read by a leaver is not stolen either: the thief could free it.
+
+namespace torchcow {
+
+inline constexpr double grace_seconds = 1.0;
+
+[[nodiscard]] double steady_seconds() noexcept;
+
+/// May a storage that left `block` still be read there?
+[[nodiscard]] bool read_by_leavers(const Block& block);
+
+/// Frees `block` (through `garbage`) or retires it. The registry's mutex is held.
+void retire(Block& block, Garbage& garbage);
+
+/// Frees retired blocks that nobody can read any more. The registry's mutex is held.
+void sweep_retired(Garbage& garbage);
+
+/// Installed by the bindings: may a thread other than the caller be inside an operator? Called with the
+/// mutex held, so it must not block. Without it: yes.
+void set_other_threads_probe(bool (*probe)()) noexcept;
+
+}  // namespace torchcow

@@ -1,0 +1,193 @@
+#include "share.h"
+
+#include "barrier.h"
+#include "host_memory.h"
+#include "materialize.h"
+#include "registry.h"
+#include "retire.h"
+#include "verify.h"
+#include "write_hook.h"
+
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/COW.h>
+#include <c10/core/impl/COWDeleter.h>
+
+#include <atomic>
+#include <bitset>
+#include <thread>
+
+namespace torchcow {
+
+namespace {
+
+std::atomic<std::size_t> tiny_bytes{1024};
+std::bitset<c10::COMPILE_TIME_MAX_DEVICE_TYPES> allowed{
+    (1ULL << static_cast<int>(c10::DeviceType::CPU)) | (1ULL << static_cast<int>(c10::DeviceType::CUDA))};
+
+/// Memory that torch's own allocator of the device handed out, and will take back.
+bool own_memory(const c10::StorageImpl& storage) {
+  const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
+  const auto* allocator = c10::GetAllocator(storage.device_type());
+  const auto deleter = allocator == nullptr ? nullptr : allocator->raw_deleter();
+  return deleter != nullptr && write_hook::deleter_of(data) == deleter;
+}
+
+/// Why a storage that is no sharer yet may not become one.
+Reason obstacle(c10::StorageImpl& storage, std::size_t references) {
+  auto& data = storage._mutable_data_ptr_no_checks();
+  if (data.get_deleter() == &c10::impl::cow::cow_deleter) return Reason::hook;
+  if (!own_memory(storage)) return Reason::foreign;
+  if (!storage.resizable() && c10::raw::intrusive_ptr::use_count(&storage) > references) return Reason::numpy;
+  // A thread on its way out of the hook needs some nanoseconds more.
+  for (int spin = 0; spin < 1000; ++spin) {
+    const auto readiness = write_hook::readiness(storage);
+    if (readiness == write_hook::Readiness::ready) return Reason::none;
+    if (readiness == write_hook::Readiness::occupied) return Reason::hook;
+    std::this_thread::yield();
+  }
+  return Reason::hook;
+}
+
+c10::intrusive_ptr<c10::StorageImpl> storage_for(Sharer& sharer, c10::Allocator* allocator) {
+  auto storage = c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(), static_cast<std::int64_t>(sharer.bytes),
+      c10::DataPtr(nullptr, sharer.block->device()), allocator, /*resizable=*/true);
+  sharer.storage = storage.get();
+  return storage;
+}
+
+Sharer* new_sharer(Block& block, std::size_t offset, std::size_t bytes, c10::StorageImpl* storage) {
+  return new Sharer{&block, offset, bytes, storage, {}, false, {}, 0, nullptr, nullptr};
+}
+
+void enlist(Sharer& sharer) {
+  sharer.block->link(sharer);
+  ++registry().sharer_count;
+}
+
+}  // namespace
+
+StreamOrder::Ready SharingCall::ready_on(c10::Device device) {
+  auto& ready = ready_[device.index()];
+  if (!ready) ready = StreamOrder::record_ready(device);
+  return ready;
+}
+
+c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
+    c10::StorageImpl& source, std::size_t offset, std::size_t bytes, std::size_t references, Reason& reason) {
+  reason = Reason::none;
+  const auto device = source.device();
+  if (!allowed[static_cast<std::size_t>(device.type())]) {
+    reason = Reason::device;
+    return {};
+  }
+  if (bytes == 0 || (device.is_cpu() && bytes < tiny_bytes)) {
+    reason = Reason::tiny;
+    return {};
+  }
+  std::shared_ptr<StreamOrder> order;
+  if (!device.is_cpu()) {
+    if (capturing(current_stream(device))) {
+      reason = Reason::capture;
+      return {};
+    }
+    order = std::make_shared<StreamOrder>(ready_on(device));
+  }
+
+  auto& state = registry();
+  std::unique_lock lock(state.mutex);
+  Sharer* origin = write_hook::sharer_of(source);
+  while (origin != nullptr && state.claimed(*origin)) {
+    wait_for_claims(lock);
+    origin = write_hook::sharer_of(source);
+  }
+  if (being_written(source)) {
+    reason = Reason::writing;
+    return {};
+  }
+  if (origin != nullptr && origin->block->probation != nullptr && origin->block->probation != this) {
+    reason = Reason::writing;
+    return {};
+  }
+  const bool fresh = origin == nullptr;
+  if (fresh) {
+    reason = obstacle(source, references);
+    if (reason != Reason::none) return {};
+    auto* block = new Block();
+    block->bytes = source.nbytes();
+    block->allocator = write_hook::allocator_of(source) != nullptr ? write_hook::allocator_of(source)
+                                                                    : c10::GetAllocator(device.type());
+    block->order = std::move(order);
+    block->probation = this;
+    origin = new_sharer(*block, 0, block->bytes, &source);
+    // The block must know address and device before a sharer can point into it.
+    block->data = c10::DataPtr(source._mutable_data_ptr_no_checks().get(), device);
+    block->data = write_hook::arm(source, *origin);
+    enlist(*origin);
+    state.add(*block);
+    fingerprint(*block);
+  }
+  Block& block = *origin->block;
+  auto* sharer = new_sharer(block, origin->offset + offset, bytes, nullptr);
+  auto clone = storage_for(*sharer, block.allocator);
+  write_hook::arm(*clone, *sharer);
+  enlist(*sharer);
+  if (fresh) {
+    made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), clone, references - 1});
+  }
+  return clone;
+}
+
+void SharingCall::meet(c10::TensorImpl& tensor) {
+  if (!tensor.has_storage()) return;
+  auto& storage = *tensor.unsafe_storage().unsafeGetStorageImpl();
+  std::lock_guard lock(registry().mutex);
+  Sharer* sharer = write_hook::sharer_of(storage);
+  if (sharer == nullptr) return;
+  mark(tensor);
+  for (auto& known : sharer->tensors) {
+    if (known._unsafe_get_target() == &tensor) return;
+  }
+  sharer->tensors.push_back(WeakTensor::reclaim_copy(&tensor));
+}
+
+void SharingCall::confirm(const Made& made) {
+  std::lock_guard lock(registry().mutex);
+  if (const Sharer* sharer = write_hook::sharer_of(*made.source)) sharer->block->probation = nullptr;
+}
+
+void SharingCall::take_back(const Made& made, Reason reason) {
+  std::vector<c10::intrusive_ptr<c10::StorageImpl>> clones;
+  {
+    std::lock_guard lock(registry().mutex);
+    const Sharer* origin = write_hook::sharer_of(*made.source);
+    if (origin == nullptr) return;
+    for (auto* sharer = origin->block->sharers; sharer != nullptr; sharer = sharer->next) {
+      if (sharer == origin || sharer->storage == nullptr) continue;
+      // A clone that dies at this moment is past helping, and needs none.
+      if (auto clone = WeakStorage::reclaim_copy(sharer->storage).lock()) clones.push_back(std::move(clone));
+    }
+  }
+  for (auto& clone : clones) {
+    record({Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device()});
+    materialize({{clone.get()}}, {"torchcow.clone", false, false});
+  }
+  materialize({{made.source.get()}}, {"torchcow.clone", false, false});
+}
+
+std::vector<c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> met_tensors(const c10::StorageImpl& storage) {
+  std::vector<c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> tensors;
+  std::lock_guard lock(registry().mutex);
+  if (const Sharer* sharer = write_hook::sharer_of(storage)) {
+    for (auto& known : sharer->tensors) {
+      if (auto tensor = known.lock()) tensors.push_back(std::move(tensor));
+    }
+  }
+  return tensors;
+}
+
+std::size_t set_tiny_bytes(std::size_t bytes) noexcept { return tiny_bytes.exchange(bytes); }
+
+void allow_device(c10::DeviceType type) noexcept { allowed[static_cast<std::size_t>(type)] = true; }
+
+}  // namespace torchcow

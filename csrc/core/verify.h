@@ -1,0 +1,30 @@
+#pragma once
+
+#include "block.h"
+
+#include <cstdint>
+#include <vector>
+
+/// verify: proof that nobody wrote into a shared block (I1).
+///
+/// When armed, each new block gets a checksum, and `verify` computes all of them again. It reads all
+/// shared memory, so it is for tests and for hunting a raw pointer that writes behind the barrier.
+
+namespace torchcow {
+
+/// Turns checksums on or off for blocks to come, and takes those of the blocks that live.
+void arm_fingerprints(bool on);
+
+/// Checksums a new block if armed. The registry's mutex is held.
+void fingerprint(Block& block);
+
+struct Damage {
+  std::uint64_t block;
+  std::size_t bytes;
+  c10::Device device;
+};
+
+/// The blocks whose bytes have changed; `looked_at` counts those that were compared.
+std::vector<Damage> verify(std::size_t& looked_at);
+
+}  // namespace torchcow

@@ -1,0 +1,59 @@
+#pragma once
+
+#include "block.h"
+
+/// The write hook: layer L2 of the barrier, which notices any request for a mutable pointer.
+///
+/// This is the one seam between the engine and the version of torch. Two implementations:
+///   write_hook_materializer.cpp   torch >= 2.13, on StorageImpl::set_materializer
+///   write_hook_cow.cpp            torch 2.11 and 2.12, on torch's copy-on-write DataPtr
+/// The rest of the engine does not know which.
+///
+/// An *armed* storage's DataPtr points into a block, and its context is the sharer. When torch asks it
+/// for a mutable pointer, `first_write` (materialize.h) runs before the pointer is handed out; if that
+/// throws, the storage stays armed. When the storage drops its DataPtr, `dropped` runs.
+///
+/// Threads: arm and reseat are called with the registry's mutex held, and change the storage so that
+/// a thread that reads it at this moment sees either the old or the new address. Both addresses are
+/// valid then (I3).
+
+namespace torchcow::write_hook {
+
+/// Which implementation was built.
+extern const char* const name;
+
+/// Do two threads that ask one storage for a mutable pointer at once break torch itself?
+extern const bool racing_readers_break;
+
+/// Once, before the first storage is armed.
+void install();
+
+/// The sharer of an armed storage, or nullptr. Call with the registry's mutex held, or take the answer
+/// as a hint: a storage for which nobody races does not change its state.
+Sharer* sharer_of(const c10::StorageImpl& storage) noexcept;
+
+/// May the storage be armed? Not while another thread is on its way out of the hook (then: try again),
+/// and never when somebody else's hook sits there.
+enum class Readiness { ready, busy, occupied };
+Readiness readiness(c10::StorageImpl& storage) noexcept;
+
+/// Arms `storage` for `sharer`; returns the memory that it owned (empty for a new clone's storage).
+c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept;
+
+/// Gives `storage` memory of its own and disarms it. `from_hook`: torch called us, and finishes the
+/// disarming itself after our return.
+void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noexcept;
+
+/// The allocator that the storage would use if it were not armed.
+c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept;
+
+/// The deleter and context below a DataPtr that this hook has wrapped; the identity for all others.
+c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept;
+
+/// Drops sharers whose storages have left without a call (2.11 and 2.12 do not always tell).
+void sweep();
+
+/// Called by the implementations. The sharer's storage is gone, or has other memory now.
+void dropped(Sharer* sharer) noexcept;
+
+}  // namespace torchcow::write_hook

@@ -1,0 +1,82 @@
+#include "materialize.h"
+#include "registry.h"
+#include "write_hook.h"
+
+#include <mutex>
+#include <vector>
+
+namespace torchcow::write_hook {
+
+const char* const name = "materializer";
+const bool racing_readers_break = false;
+
+namespace {
+
+void on_drop(void* context) {
+  auto* sharer = static_cast<Sharer*>(context);
+  // A resized storage lives on with other memory, and torch leaves the hook on it.
+  if (sharer->storage != nullptr) sharer->storage->clear_materializer();
+  dropped(sharer);
+}
+
+/// Storages whose hook may still be cleared by a thread that came second to a first write. torch clears
+/// the hook after the call returned: if the storage were armed again in between, that clear would
+/// remove the new hook. They are not armed again.
+std::vector<WeakStorage>& late_clears() {
+  static auto* list = new std::vector<WeakStorage>();
+  return *list;
+}
+
+void on_first_write(c10::StorageImpl* storage) {
+  if (!first_write(storage)) {
+    auto weak = WeakStorage::reclaim_copy(storage);
+    std::lock_guard lock(registry().mutex);
+    late_clears().push_back(std::move(weak));
+  }
+}
+
+}  // namespace
+
+void install() {}
+
+Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
+  const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
+  return data.get_deleter() == &on_drop ? static_cast<Sharer*>(data.get_context()) : nullptr;
+}
+
+Readiness readiness(c10::StorageImpl& storage) noexcept {
+  auto& late = late_clears();
+  if (!late.empty()) {
+    for (auto& entry : late) {
+      if (entry._unsafe_get_target() == &storage) return Readiness::occupied;
+    }
+    std::erase_if(late, [](const WeakStorage& entry) { return entry.use_count() == 0; });
+  }
+  return storage.has_materializer() ? Readiness::busy : Readiness::ready;
+}
+
+c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
+  // The hook first: a writer that comes in between waits for the mutex, and finds a sharer.
+  storage.set_materializer(&on_first_write);
+  c10::DataPtr old = std::move(storage._mutable_data_ptr_no_checks());
+  storage.set_data_ptr_noswap(
+      c10::DataPtr(const_cast<void*>(sharer.data()), &sharer, &on_drop, sharer.block->device()));
+  return old;
+}
+
+void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noexcept {
+  storage._mutable_data_ptr_no_checks().release_context();
+  storage.set_data_ptr_noswap(std::move(memory));
+  // Until torch has cleared the hook, `readiness` is busy: nobody arms a storage that is about to lose it.
+  if (!from_hook) storage.clear_materializer();
+}
+
+c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {
+  return const_cast<c10::Allocator*>(storage.allocator());
+}
+
+c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept { return data.get_deleter(); }
+
+void sweep() {}
+
+}  // namespace torchcow::write_hook

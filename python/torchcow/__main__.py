@@ -1,0 +1,8 @@
+"""``python -m torchcow``: the command line of the package."""
+
+import sys
+
+from torchcow.demo.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Tools for tests of isolation: checksums over shared blocks, and failing allocations.
+
+Importing this module arms the checksums: each block is summed when it is made, which reads its memory once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torchcow._native import _C
+
+__all__ = ["IsolationError", "fail_allocations", "load_test_operators", "verify"]
+
+_C.arm_fingerprints(True)
+
+
+class IsolationError(AssertionError):
+    """Shared memory was written: somebody held a raw pointer that the barrier cannot see."""
+
+
+def verify() -> int:
+    """Check that no shared block has changed since it was made; return how many were looked at.
+
+    Raises:
+        IsolationError: a block has changed. All tensors that share it hold wrong values.
+
+    Example:
+        >>> import torch, torchcow, torchcow.testing
+        >>> variant = torchcow.clone(torch.ones(1000))
+        >>> torchcow.testing.verify() >= 1
+        True
+    """
+    looked_at, damaged = _C.verify()
+    if damaged:
+        blocks = "; ".join(f"block {number}: {size} bytes on {device}" for number, size, device in damaged)
+        raise IsolationError(
+            f"shared memory was written behind the barrier: {blocks}. Somebody wrote through a pointer that was taken "
+            "before the clone. Clone with strict=True, or call torchcow.materialize before handing out pointers."
+        )
+    return int(looked_at)
+
+
+@contextmanager
+def fail_allocations(after: int) -> Iterator[None]:
+    """Let one allocation for a materialization fail: number ``after``, counted from 0 on entering."""
+    _C.fail_allocation(after)
+    try:
+        yield
+    finally:
+        _C.fail_allocation(-1)
+
+
+def load_test_operators() -> None:
+    """Define ``torch.ops.torchcow_test``: operators that write through const pointers, as CUDA's multi-tensor ones do."""
+    _C.load_test_operators()

@@ -1,0 +1,85 @@
+"""Markers, and the checks that follow every test: nothing leaks, the bytes add up, no shared block was written.
+
+Catches, after whatever test provoked it: a block or sharer that is never given back, memory that stays retired, and any
+write that reached a shared block (the checksums of ``torchcow.testing.verify``).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import _oracle
+import pytest
+import torch
+
+import torchcow
+import torchcow.testing
+
+MARKERS = {
+    "sharing": "asserts that memory is really shared, or how a write was paid for (a plain deep copy would fail it)",
+    "tiny": "leaves the size below which tensors are copied at once as it is; everywhere else it is switched off",
+    "slow": "takes more than a few seconds",
+}
+
+
+def pytest_configure(config):
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+    torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session):
+    # The test database of torch is a large heap; frozen, it costs the collections below nothing.
+    gc.collect()
+    gc.freeze()
+
+
+def settled(expected, seconds=5.0):
+    """The ledger, once no more than `expected` blocks are left, or the time is up (threads may still be ending)."""
+    deadline = time.monotonic() + seconds
+    now = torchcow.ledger()
+    while (now.blocks > expected or now.retired_blocks) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+        now = torchcow.ledger()
+    return now
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_are_shared(request):
+    """Test tensors and the samples of torch's databases are small: share them all the same."""
+    if request.node.get_closest_marker("tiny"):
+        yield
+        return
+    old = torchcow._C.set_tiny_bytes(0)
+    yield
+    torchcow._C.set_tiny_bytes(old)
+
+
+@pytest.fixture(autouse=True)
+def accounting(request, small_tensors_are_shared):
+    """Blocks, sharers and retired memory return to what they were before the test; no shared block was written."""
+    _oracle.seed()
+    before = torchcow.ledger()
+    torchcow.events(clear=True)
+    yield
+    torchcow.testing.verify()
+    failed = getattr(request.node, "failed", False)
+    if failed:  # the traceback keeps the test's objects alive
+        return
+    after = settled(before.blocks)
+    # Not '==': objects of an earlier test that failed may have gone in the meantime.
+    assert after.blocks <= before.blocks, f"{after.blocks - before.blocks} blocks outlive the test"
+    assert after.sharers <= before.sharers, f"{after.sharers - before.sharers} sharers outlive the test"
+    assert after.unique_bytes <= before.unique_bytes
+    assert after.retired_blocks == 0, f"{after.retired_blocks} blocks stay retired"
+    assert after.retired_bytes == 0
+    torchcow.events(clear=True)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if call.when == "call" and outcome.get_result().failed:
+        item.failed = True
