@@ -1,6 +1,7 @@
 """What does sharing cost, and what does a first write cost, on a CUDA device?
 
-Run as ``python benchmarks/bench_cuda.py [--out FILE] [--seconds N]``; prints one line per figure and writes them as JSON.
+Run as ``python benchmarks/bench_cuda.py [--out FILE] [--seconds N]``; prints one line per figure and writes them as
+JSON.
 
 Every figure is a median over interleaved rounds: in each round each contestant runs once, so that clocks and
 temperature drift for all of them alike. Device work is timed with CUDA events, after a warm-up that fills the caching

@@ -66,6 +66,8 @@ def element_bytes(tensor):
 
 def tensor_bits(tensor, layout=False):
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        if torch.nn.parameter.is_lazy(tensor):
+            return Bits(("uninitialized", tensor.requires_grad), [])
         plain = tensor.detach()
         meta = [str(tensor.dtype), tuple(tensor.shape), str(tensor.device), tensor.requires_grad, str(tensor.layout)]
         if plain.device.type == "meta":
@@ -112,7 +114,8 @@ class _Freezer:
         if isinstance(obj, (float, complex)):
             return self.put(path, repr(obj))
         if isinstance(obj, SAME_OBJECT):
-            return self.put(path, ("object", getattr(obj, "__qualname__", ""), id(obj)))
+            name = getattr(obj, "__qualname__", "")
+            return self.put(path, ("object", name, None if "<locals>" in name else id(obj)))
         if id(obj) in self.seen:
             return self.put(path, ("tied to", self.seen[id(obj)]))
         self.seen[id(obj)] = path
@@ -160,6 +163,8 @@ class _Freezer:
 
     def tensor(self, obj, path):
         self.put(path + ".bits", tensor_bits(obj, self.layout))
+        if torch.nn.parameter.is_lazy(obj):
+            return
         try:
             self.storage(obj.untyped_storage(), path)
         except (NotImplementedError, RuntimeError):

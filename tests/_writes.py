@@ -70,6 +70,10 @@ def sparse():
     return torch.sparse_coo_tensor(ROW.repeat(2, 1), torch.rand(SIDE, 64), (SIDE, SIDE, 64))
 
 
+def _wider():
+    return torch.sparse_coo_tensor(ROW.repeat(2, 1), torch.rand(SIDE, 64), (SIDE + 1, SIDE + 1, 64))
+
+
 def csr():
     return torch.rand(SIDE, SIDE).to_sparse_csr()
 
@@ -244,7 +248,7 @@ METHODS = {
     "renorm_": lambda t: (2, 0, 0.1),
     "resize_": lambda t: (SIDE, SIDE // 2),
     "resize_as_": lambda t: (torch.empty(SIDE // 2, SIDE),),
-    "resize_as_sparse_": lambda t: (torch.ones(SIDE + 1, SIDE + 1, 64).to_sparse(2),),
+    "resize_as_sparse_": lambda t: (_wider(),),
     "scatter_": lambda t: (0, INDEX[None], torch.ones(1, 3)),
     "scatter_add_": lambda t: (0, INDEX[None], torch.ones(1, 3)),
     "scatter_reduce_": lambda t: (0, INDEX[None], torch.ones(1, 3), "amax"),

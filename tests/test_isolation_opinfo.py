@@ -24,6 +24,7 @@ import torchcow
 
 SAMPLES = 3
 OUT_SAMPLES = 2
+SCAN = 24  # samples to choose from
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.int32, torch.uint8, torch.bool, torch.bfloat16)
 FOREACH = [
     *database.foreach_unary_op_db,
@@ -46,16 +47,24 @@ def dtype_of(op):
     return next((dtype for dtype in DTYPES if dtype in supported), None)
 
 
+def empty(sample):
+    """Samples without elements prove little: they come last."""
+    return any(t.layout == torch.strided and not t.numel() for t in tensors_of([sample.input, list(sample.args)]))
+
+
 def samples_of(op, count, **kwargs):
     dtype = dtype_of(op)
     if dtype is None:
         pytest.skip("no dtype to test on CPU")
     try:
-        samples = list(itertools.islice(op.sample_inputs("cpu", dtype, **kwargs), count))
+        samples = list(itertools.islice(op.sample_inputs("cpu", dtype, **kwargs), SCAN))
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         pytest.skip(f"torch makes no samples: {error}")
     trees = []
+    samples.sort(key=empty)
     for sample in samples:
+        if len(trees) == count:
+            break
         tree = [sample.input, list(sample.args), dict(sample.kwargs)]
         try:
             copy.deepcopy(tree)
@@ -129,8 +138,9 @@ def test_in_place_inside_a_larger_storage(op):
 
 
 def pattern(like):
-    value = float("nan") if like.is_floating_point() or like.is_complex() else 1
-    return torch.full(like.shape, value, dtype=like.dtype)
+    if like.is_floating_point() or like.is_complex():
+        return torch.full(like.shape, float("nan"), dtype=like.dtype)
+    return (torch.arange(like.numel()) * 37 % 101 - 20).to(like.dtype).view(like.shape)
 
 
 def transposed(like):
@@ -143,7 +153,7 @@ def inside(like):
 
 
 def wrong_size(like):
-    return torch.full((like.numel() + 3,), 1).to(like.dtype)
+    return torch.full((like.numel() + 3,), 5).to(like.dtype)
 
 
 LAYOUTS = {"exact": pattern, "transposed": transposed, "inside": inside, "wrong size": wrong_size}
@@ -151,7 +161,8 @@ LAYOUTS = {"exact": pattern, "transposed": transposed, "inside": inside, "wrong 
 
 @pytest.mark.parametrize("op", OUT, ids=name)
 def test_out(op):
-    for index, tree in enumerate(samples_of(op, OUT_SAMPLES)):
+    used = 0
+    for index, tree in enumerate(samples_of(op, SCAN)):
         kind, result = attempt(lambda t: op(t[0], *t[1], **t[2]), copy.deepcopy(tree))
         if kind == "raised":
             continue
@@ -159,6 +170,9 @@ def test_out(op):
         results = [result] if single else list(result)
         if not all(isinstance(r, torch.Tensor) and r.layout == torch.strided for r in results):
             continue
+        if not all(r.numel() for r in results):
+            continue
+        used += 1
         for layout, allocate in LAYOUTS.items():
             if layout == "wrong size" and op.name in UNINITIALIZED:
                 continue
@@ -169,6 +183,10 @@ def test_out(op):
                 return op(t[0], *t[1], **t[2], out=t[3][0] if single else tuple(t[3]))
 
             sweep(call, [*tree, outs, bases], f"{op.name} out={layout}, sample {index}", op.name not in UNINITIALIZED)
+        if used == OUT_SAMPLES:
+            return
+    if not used:
+        pytest.skip("torch has no sample with dense, non-empty results")
 
 
 @pytest.mark.parametrize("op", OUT, ids=name)

@@ -45,7 +45,7 @@ py::object share_parameter(SharingCall& call, const at::Tensor& source) {
   }
   auto& storage = *impl->unsafe_storage().unsafeGetStorageImpl();
   Reason reason;
-  auto shared = call.share(storage, impl->storage_offset() * impl->itemsize(), bytes, 1, reason);
+  auto shared = call.share(storage, impl->storage_offset() * impl->itemsize(), bytes, reason);
   if (!shared) {
     copied(reason, bytes, source.device());
     return py::none();
@@ -63,8 +63,7 @@ py::object share_storage(SharingCall& call, py::handle source) {
   const auto& storage = THPStorage_Unpack(source.ptr());
   auto& impl = *storage.unsafeGetStorageImpl();
   Reason reason;
-  // Two references: the Python object that we are handed, and one tensor.
-  auto shared = call.share(impl, 0, impl.nbytes(), 2, reason);
+  auto shared = call.share(impl, 0, impl.nbytes(), reason);
   if (!shared) {
     copied(reason, impl.nbytes(), impl.device());
     return py::none();
@@ -94,7 +93,8 @@ References references_to(const c10::StorageImpl& storage) {
   }
   References found{tensors.size(), true};
   for (const auto& tensor : tensors) {
-    std::size_t explained = 2 + bases[tensor.get()];  // its Python object, and `tensors` here
+    // Its Python object, and `tensors` here.
+    std::size_t explained = (tensor->pyobj_slot()->load_pyobj() != nullptr ? 1 : 0) + 1 + bases[tensor.get()];
     const auto* meta = static_cast<torch::autograd::AutogradMeta*>(tensor->autograd_meta());
     if (meta != nullptr && !meta->grad_accumulator_.expired()) ++explained;
     found.all_explained = found.all_explained && tensor.use_count() <= explained;
@@ -117,7 +117,7 @@ void meet_all(const py::list& objects, const std::unordered_set<const c10::Stora
 bool explained(const SharingCall::Made& made) {
   const auto references = references_to(*made.source);
   // One more: `made` itself.
-  return references.all_explained && made.source.use_count() <= references.tensors + made.references + 1;
+  return references.all_explained && made.source.use_count() <= references.tensors + python_references(*made.source) + 1;
 }
 
 /// Ends the call: confirms each block that it made, or takes the share back where somebody may hold a

@@ -62,6 +62,7 @@ void bind_ledger(py::module_& module) {
   module.def("usage", &tensor_usage, py::arg("tensor"));
   module.def("totals", &total_dict);
   module.def("build_info", &build_info);
+  module.def("cuda_kernels_status", &cuda_kernels_status);
 }
 
 }  // namespace torchcow

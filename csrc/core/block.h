@@ -3,6 +3,7 @@
 #include <ATen/core/TensorBody.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/Stream.h>
 #include <c10/util/SmallVector.h>
 
 #include <cstddef>
@@ -45,6 +46,7 @@ struct Sharer {
   std::size_t offset;
   std::size_t bytes;
   c10::StorageImpl* storage;        ///< nullptr: the storage left while a materialization was under way
+  std::optional<c10::Stream> home;  ///< the stream on which the clone was made; none on the CPU
   KnownTensors tensors;             ///< tensors over the storage that the engine has met
   bool claimed = false;             ///< a materialization is under way (materialize.h)
   std::thread::id claimant;
@@ -75,6 +77,7 @@ struct Block {
   std::shared_ptr<StreamOrder> order;         ///< nullptr on the CPU
   std::optional<std::uint64_t> fingerprint;   ///< verify.h
   const void* probation = nullptr;            ///< the call that made it, until its references are checked
+  std::size_t probation_index = 0;            ///< which of that call's blocks it is
   Block* next = nullptr;                      ///< the registry's list
   Block* previous = nullptr;
 
@@ -82,6 +85,12 @@ struct Block {
   void link(Sharer& sharer) noexcept;
   void unlink(Sharer& sharer) noexcept;
 };
+
+/// References to a storage that its Python object accounts for: that object lives as long as the storage,
+/// and holds it once.
+[[nodiscard]] inline std::size_t python_references(const c10::StorageImpl& storage) noexcept {
+  return storage.pyobj_slot()->load_pyobj() != nullptr ? 1 : 0;
+}
 
 inline const void* Sharer::data() const noexcept {
   return static_cast<const char*>(block->data.get()) + offset;

@@ -7,6 +7,7 @@
 #include "stream_order.h"
 #include "write_hook.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -38,7 +39,12 @@ c10::DataPtr allocate(const Job& job) {
   const auto device = job.sharer->block->device();
   c10::DataPtr memory = device.is_cpu() ? job.allocator->allocate(job.sharer->bytes)
                                         : allocate_on(device, *job.allocator, job.sharer->bytes);
-  if (device.is_cpu()) host::advise_huge_pages(memory.get(), job.sharer->bytes);
+  if (device.is_cpu()) {
+    host::advise_huge_pages(memory.get(), job.sharer->bytes);
+  } else if (job.sharer->home && *job.sharer->home != current_stream(device)) {
+    // The memory belongs to the stream of the write; the clone may be used at home like any tensor there.
+    c10::impl::VirtualGuardImpl(device.type()).recordDataPtrOnStream(memory, *job.sharer->home);
+  }
   return memory;
 }
 

@@ -18,7 +18,8 @@ bool references_idle(const Leaver& leaver) {
     if (held > 1) return false;
     known += held;
   }
-  return leaver.storage.use_count() <= known;
+  // The weak reference keeps the struct readable, dead or alive.
+  return leaver.storage.use_count() <= known + python_references(*leaver.storage._unsafe_get_target());
 }
 
 bool still_reads(const Leaver& leaver) {

@@ -33,11 +33,12 @@ bool own_memory(const c10::StorageImpl& storage) {
 }
 
 /// Why a storage that is no sharer yet may not become one.
-Reason obstacle(c10::StorageImpl& storage, std::size_t references) {
+Reason obstacle(c10::StorageImpl& storage) {
   auto& data = storage._mutable_data_ptr_no_checks();
   if (data.get_deleter() == &c10::impl::cow::cow_deleter) return Reason::hook;
   if (!own_memory(storage)) return Reason::foreign;
-  if (!storage.resizable() && c10::raw::intrusive_ptr::use_count(&storage) > references) return Reason::numpy;
+  // One tensor holds it; NumPy's view is another one, and has made the storage unresizable.
+  if (!storage.resizable() && c10::raw::intrusive_ptr::use_count(&storage) > 1 + python_references(storage)) return Reason::numpy;
   // A thread on its way out of the hook needs some nanoseconds more.
   for (int spin = 0; spin < 1000; ++spin) {
     const auto readiness = write_hook::readiness(storage);
@@ -57,7 +58,9 @@ c10::intrusive_ptr<c10::StorageImpl> storage_for(Sharer& sharer, c10::Allocator*
 }
 
 Sharer* new_sharer(Block& block, std::size_t offset, std::size_t bytes, c10::StorageImpl* storage) {
-  return new Sharer{&block, offset, bytes, storage, {}, false, {}, 0, nullptr, nullptr};
+  auto* sharer = new Sharer{&block, offset, bytes, storage};
+  if (!block.device().is_cpu()) sharer->home = current_stream(block.device());
+  return sharer;
 }
 
 void enlist(Sharer& sharer) {
@@ -74,7 +77,7 @@ StreamOrder::Ready SharingCall::ready_on(c10::Device device) {
 }
 
 c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
-    c10::StorageImpl& source, std::size_t offset, std::size_t bytes, std::size_t references, Reason& reason) {
+    c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason) {
   reason = Reason::none;
   const auto device = source.device();
   if (!allowed[static_cast<std::size_t>(device.type())]) {
@@ -111,7 +114,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
   }
   const bool fresh = origin == nullptr;
   if (fresh) {
-    reason = obstacle(source, references);
+    reason = obstacle(source);
     if (reason != Reason::none) return {};
     auto* block = new Block();
     block->bytes = source.nbytes();
@@ -119,6 +122,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
                                                                     : c10::GetAllocator(device.type());
     block->order = std::move(order);
     block->probation = this;
+    block->probation_index = made_.size();
     origin = new_sharer(*block, 0, block->bytes, &source);
     // The block must know address and device before a sharer can point into it.
     block->data = c10::DataPtr(source._mutable_data_ptr_no_checks().get(), device);
@@ -132,9 +136,11 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
   auto clone = storage_for(*sharer, block.allocator);
   write_hook::arm(*clone, *sharer);
   enlist(*sharer);
-  if (fresh) {
-    made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), clone, references - 1});
-  }
+  if (fresh) made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), {}});
+  if (block.probation == this) made_[block.probation_index].clones.push_back(clone);
+  lock.unlock();
+  // Where the clone is at home it may be read without a word, and be dropped with reads pending.
+  if (block.order) block.order->record_stream(block.data, *sharer->home);
   return clone;
 }
 
@@ -157,18 +163,7 @@ void SharingCall::confirm(const Made& made) {
 }
 
 void SharingCall::take_back(const Made& made, Reason reason) {
-  std::vector<c10::intrusive_ptr<c10::StorageImpl>> clones;
-  {
-    std::lock_guard lock(registry().mutex);
-    const Sharer* origin = write_hook::sharer_of(*made.source);
-    if (origin == nullptr) return;
-    for (auto* sharer = origin->block->sharers; sharer != nullptr; sharer = sharer->next) {
-      if (sharer == origin || sharer->storage == nullptr) continue;
-      // A clone that dies at this moment is past helping, and needs none.
-      if (auto clone = WeakStorage::reclaim_copy(sharer->storage).lock()) clones.push_back(std::move(clone));
-    }
-  }
-  for (auto& clone : clones) {
+  for (const auto& clone : made.clones) {
     record({Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device()});
     materialize({{clone.get()}}, {"torchcow.clone", false, false});
   }

@@ -31,18 +31,16 @@ class SharingCall {
   SharingCall& operator=(const SharingCall&) = delete;
 
   /// A storage over `bytes` bytes of `source`'s memory from `offset` on, or nullptr and the reason.
-  /// `references`: how many references to the source's storage the caller can explain.
   c10::intrusive_ptr<c10::StorageImpl> share(
-      c10::StorageImpl& source, std::size_t offset, std::size_t bytes, std::size_t references, Reason& reason);
+      c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason);
 
   /// Tells the engine of a tensor over a sharer, and puts the barrier's dispatch key on it.
   static void meet(c10::TensorImpl& tensor);
 
-  /// A block that this call made: its source, and the first clone.
+  /// A block that this call made: its source, and the clones so far.
   struct Made {
     c10::intrusive_ptr<c10::StorageImpl> source;
-    c10::intrusive_ptr<c10::StorageImpl> clone;
-    std::size_t references;  ///< to the source, beside its tensors: `references` of share, less the tensor
+    c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 1> clones;
   };
   [[nodiscard]] const std::vector<Made>& made() const noexcept { return made_; }
 

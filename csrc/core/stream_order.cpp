@@ -23,8 +23,12 @@ std::shared_ptr<c10::Event> record_on(const c10::Stream& stream) {
 c10::Stream current_stream(c10::Device device) { return Guard(device.type()).getStream(device); }
 
 bool capturing(const c10::Stream& stream) {
-  auto* kernels = device_kernels(stream.device_type());
-  return kernels != nullptr && kernels->capturing(stream);
+  if (auto* kernels = device_kernels(stream.device_type())) return kernels->capturing(stream);
+#if TORCHCOW_STREAM_TELLS_CAPTURE
+  return stream.is_capturing();
+#else
+  return false;
+#endif
 }
 
 StreamOrder::Ready StreamOrder::record_ready(c10::Device device) { return record_on(current_stream(device)); }

@@ -19,8 +19,8 @@ namespace {
 
 using cuda::Driver;
 using cuda::JobTable;
-using cuda::Kernel;
 using cuda::kChunkBytes;
+using cuda::Kernel;
 using cuda::kTableJobs;
 using cuda::kThreads;
 
@@ -73,7 +73,7 @@ c10::DataPtr device_memory(std::size_t bytes, const c10::Stream& stream) {
   return c10::GetAllocator(c10::kCUDA)->allocate(bytes);
 }
 
-} // namespace
+}  // namespace
 
 void CudaKernels::copy(c10::ArrayRef<CopyJob> jobs, const c10::Stream& stream) {
   const c10::DeviceIndex device = stream.device_index();
@@ -83,9 +83,9 @@ void CudaKernels::copy(c10::ArrayRef<CopyJob> jobs, const c10::Stream& stream) {
     void* arguments[] = {&table};
     return driver_.launch(Kernel::copy, blocks, kThreads, arguments, handle, device);
   });
-  const bool launched = std::all_of(jobs.begin(), jobs.end(), [&](const CopyJob& job) {
-    return filler.add(job.dst, job.src, job.bytes);
-  }) && filler.flush();
+  const bool launched = std::all_of(jobs.begin(), jobs.end(),
+                                    [&](const CopyJob& job) { return filler.add(job.dst, job.src, job.bytes); }) &&
+                        filler.flush();
   if (!launched) {
     // Doing a job twice is harmless: sources do not change, destinations are read by nobody yet.
     for (const CopyJob& job : jobs) {
@@ -107,9 +107,10 @@ bool CudaKernels::equal(c10::ArrayRef<CompareJob> jobs, const c10::Stream& strea
     void* arguments[] = {&table, &differ};
     return driver_.launch(Kernel::compare, blocks, kThreads, arguments, handle, device);
   });
-  const bool launched = std::all_of(jobs.begin(), jobs.end(), [&](const CompareJob& job) {
-    return job.a == job.b || filler.add(job.a, job.b, job.bytes);
-  }) && filler.flush();
+  const bool launched =
+      std::all_of(jobs.begin(), jobs.end(),
+                  [&](const CompareJob& job) { return job.a == job.b || filler.add(job.a, job.b, job.bytes); }) &&
+      filler.flush();
   if (!launched) {
     return equal_on_host(jobs, handle, device);
   }
@@ -168,10 +169,8 @@ bool CudaKernels::equal_on_host(c10::ArrayRef<CompareJob> jobs, void* stream, c1
   return true;
 }
 
-std::vector<std::uint64_t> CudaKernels::checksums_on_host(
-    c10::ArrayRef<ByteRange> ranges,
-    void* stream,
-    c10::DeviceIndex device) {
+std::vector<std::uint64_t> CudaKernels::checksums_on_host(c10::ArrayRef<ByteRange> ranges, void* stream,
+                                                          c10::DeviceIndex device) {
   std::vector<char> staging(kStagingBytes);
   std::vector<std::uint64_t> result;
   result.reserve(ranges.size());
@@ -201,7 +200,7 @@ bool torch_is_rocm() noexcept {
   return library != nullptr;
 }
 
-} // namespace
+}  // namespace
 
 void install_cuda_kernels() {
   if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA)) {
@@ -230,4 +229,4 @@ std::string cuda_kernels_status() {
 #endif
 }
 
-} // namespace torchcow
+}  // namespace torchcow

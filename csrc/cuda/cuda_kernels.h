@@ -4,8 +4,8 @@
 //
 // There are two reasons to be without kernels (the extension was built without nvcc; the embedded code does not fit the
 // device or the driver) and neither takes an operation away: `copy` then enqueues one driver copy per job, `equal` and
-// `checksums` bring the bytes to the host piece by piece. The answers are the same, and `capturing` never needed a kernel.
-// Only without libcuda.so.1, or on a torch that has no CUDA, is nothing registered.
+// `checksums` bring the bytes to the host piece by piece. The answers are the same, and `capturing` never needed a
+// kernel. Only without libcuda.so.1, or on a torch that has no CUDA, is nothing registered.
 //
 // Ownership, threads, streams and failure are those of core/device_kernels.h. Two additions:
 // - `equal` and `checksums` take a few bytes of device memory from torch's allocator, on the given stream, for their
@@ -26,7 +26,8 @@ class CudaKernels final : public DeviceKernels {
 
   void copy(c10::ArrayRef<CopyJob> jobs, const c10::Stream& stream) override;
   [[nodiscard]] bool equal(c10::ArrayRef<CompareJob> jobs, const c10::Stream& stream) override;
-  [[nodiscard]] std::vector<std::uint64_t> checksums(c10::ArrayRef<ByteRange> ranges, const c10::Stream& stream) override;
+  [[nodiscard]] std::vector<std::uint64_t> checksums(c10::ArrayRef<ByteRange> ranges,
+                                                     const c10::Stream& stream) override;
   [[nodiscard]] bool capturing(const c10::Stream& stream) override;
 
  private:
@@ -36,11 +37,11 @@ class CudaKernels final : public DeviceKernels {
   cuda::Driver& driver_;
 };
 
-/// Registers CudaKernels for c10::kCUDA if this torch and this machine have CUDA; otherwise leaves torch operators in place.
-/// Initializes nothing: no context is made and no device memory is touched.
+/// Registers CudaKernels for c10::kCUDA if this torch and this machine have CUDA; otherwise leaves torch operators in
+/// place. Initializes nothing: no context is made and no device memory is touched.
 void install_cuda_kernels();
 
 /// One line for diagnostics: what serves CUDA devices, and why not the kernels if it is not they.
 [[nodiscard]] std::string cuda_kernels_status();
 
-} // namespace torchcow
+}  // namespace torchcow

@@ -30,11 +30,9 @@ const void* fatbin() noexcept {
 #endif
 }
 
-DevicePointer address(const void* pointer) noexcept {
-  return reinterpret_cast<DevicePointer>(pointer);
-}
+DevicePointer address(const void* pointer) noexcept { return reinterpret_cast<DevicePointer>(pointer); }
 
-} // namespace
+}  // namespace
 
 struct Driver::Entries {
   int (*get_error_name)(int, const char**);
@@ -52,8 +50,8 @@ struct Driver::Entries {
   int (*fill)(DevicePointer, unsigned char, std::size_t, void*);
   int (*module_load)(void**, const void*);
   int (*module_get_function)(void**, void*, const char*);
-  int (*launch_kernel)(
-      void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+  int (*launch_kernel)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
+                       void**);
 
   std::string missing;
 
@@ -109,16 +107,14 @@ class RelaxedCapture {
   int mode_ = kCaptureModeRelaxed;
 };
 
-} // namespace
+}  // namespace
 
 Driver* Driver::get() noexcept {
   static Driver* const driver = Entries::get().missing.empty() ? new Driver(Entries::get()) : nullptr;
   return driver;
 }
 
-std::string Driver::problem() {
-  return Entries::get().missing;
-}
+std::string Driver::problem() { return Entries::get().missing; }
 
 std::string Driver::describe(int error) const {
   const char* name = nullptr;
@@ -139,12 +135,8 @@ void Driver::check(int error, const char* what, c10::DeviceIndex device) const {
 }
 
 Driver::Device& Driver::at(c10::DeviceIndex device) {
-  TORCH_CHECK(
-      device >= 0 && static_cast<std::size_t>(device) < kDevices,
-      "torchcow: expected a CUDA device index below ",
-      kDevices,
-      ", got ",
-      static_cast<int>(device));
+  TORCH_CHECK(device >= 0 && static_cast<std::size_t>(device) < kDevices,
+              "torchcow: expected a CUDA device index below ", kDevices, ", got ", static_cast<int>(device));
   return devices_[static_cast<std::size_t>(device)];
 }
 
@@ -225,13 +217,8 @@ Driver::Function Driver::function(Kernel kernel, c10::DeviceIndex device) {
   return state.functions[static_cast<std::size_t>(kernel)];
 }
 
-bool Driver::launch(
-    Kernel kernel,
-    std::uint32_t blocks,
-    std::uint32_t threads,
-    void** arguments,
-    void* stream,
-    c10::DeviceIndex device) {
+bool Driver::launch(Kernel kernel, std::uint32_t blocks, std::uint32_t threads, void** arguments, void* stream,
+                    c10::DeviceIndex device) {
   const Function function = this->function(kernel, device);
   if (function == nullptr) {
     return false;
@@ -251,4 +238,4 @@ std::string Driver::kernel_problem(c10::DeviceIndex device) {
   return state.problem;
 }
 
-} // namespace torchcow::cuda
+}  // namespace torchcow::cuda

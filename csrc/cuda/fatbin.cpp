@@ -7,7 +7,8 @@ __asm__(
     ".hidden torchcow_cuda_fatbin\n"
     ".type torchcow_cuda_fatbin, @object\n"
     "torchcow_cuda_fatbin:\n"
-    ".incbin \"" TORCHCOW_FATBIN_PATH "\"\n"
+    ".incbin \"" TORCHCOW_FATBIN_PATH
+    "\"\n"
     ".byte 0\n"
     ".size torchcow_cuda_fatbin, . - torchcow_cuda_fatbin\n"
     ".popsection\n");

@@ -2,13 +2,14 @@
 
 // The work of one launch, as the kernels read it: up to `kTableJobs` jobs, passed by value as the kernel's parameter.
 //
-// Why parameters and not a table in device memory: a first write often happens when memory is short, and a copy that must
-// allocate before it can start is one more thing that fails just then. A parameter needs no allocation, no transfer and no
-// lifetime (the launch copies it), so the caller's arrays may go away at once. The price is the 4 KB that every driver
-// accepts: 144 jobs a launch. A model of a thousand tensors takes seven launches, each a few microseconds of host time.
+// Why parameters and not a table in device memory: a first write often happens when memory is short, and a copy that
+// must allocate before it can start is one more thing that fails just then. A parameter needs no allocation, no
+// transfer and no lifetime (the launch copies it), so the caller's arrays may go away at once. The price is the 4 KB
+// that every driver accepts: 144 jobs a launch. A model of a thousand tensors takes seven launches, each a few
+// microseconds of host time.
 //
-// How work is split: each job is cut into chunks of `kChunkBytes`, the chunks of all jobs are numbered through, and each
-// thread block does the chunk of its own number. One huge job and many small ones thus fill the device alike.
+// How work is split: each job is cut into chunks of `kChunkBytes`, the chunks of all jobs are numbered through, and
+// each thread block does the chunk of its own number. One huge job and many small ones thus fill the device alike.
 // `first_chunk` holds the running count that lets a block find its job by bisection.
 //
 // Invariants: 1 <= count <= kTableJobs; every job has at least one byte, hence a chunk; first_chunk[0] == 0 and
@@ -39,4 +40,4 @@ struct JobTable {
 /// 4 KB is the parameter space that all drivers grant; the compare kernel takes one pointer besides the table.
 static_assert(sizeof(JobTable) + sizeof(void*) <= 4096, "a JobTable must fit into the kernel's parameters");
 
-} // namespace torchcow::cuda
+}  // namespace torchcow::cuda

@@ -1,8 +1,8 @@
 // Device code only: three kernels over one JobTable (job_table.h says how the work is split).
 //
-// Each picks, per job, the widest word to which all its addresses are aligned; chunks start at multiples of 32 KiB of their
-// range and so keep that alignment. Bytes behind the last whole word are done one by one. Torch's allocations are aligned
-// to 512 bytes, so the narrow words are for sharers that begin in the middle of a block.
+// Each picks, per job, the widest word to which all its addresses are aligned; chunks start at multiples of 32 KiB of
+// their range and so keep that alignment. Bytes behind the last whole word are done one by one. Torch's allocations are
+// aligned to 512 bytes, so the narrow words are for sharers that begin in the middle of a block.
 
 #include "core/checksum.h"
 #include "cuda/job_table.h"
@@ -120,7 +120,7 @@ __device__ std::uint64_t sum_words(const char* data, unsigned bytes, std::uint64
   return sum;
 }
 
-} // namespace
+}  // namespace
 
 /// Copies table.right to table.left.
 extern "C" __global__ void __launch_bounds__(kThreads) torchcow_copy(const __grid_constant__ JobTable table) {

@@ -3,9 +3,9 @@
 #
 #     tests/cuda/run_on_gpu.sh [RESULTS.json]
 #
-# Uses the torch that `python3` has (or $PYTHON) and installs nothing into its environment; needs no network. Results go to
-# the argument, else to $OUT (a file, or a folder to put gpu-results.json into), else to ./gpu-results.json. The file is
-# written whatever fails, and says what did. Exit status: 0 if everything passed.
+# Uses the torch that `python3` has (or $PYTHON) and installs nothing into its environment; needs no network. Results go
+# to the argument, else to $OUT (a file, or a folder to put gpu-results.json into), else to ./gpu-results.json. The file
+# is written whatever fails, and says what did. Exit status: 0 if everything passed.
 #
 # Order: build, CUDA tests, CUDA benchmarks, all other tests in the time that is left.
 
@@ -84,7 +84,7 @@ def versions():
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "driver": tried(lambda: output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]),
+        "driver": tried(lambda: output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")),
         "nvcc": tried(lambda: output("nvcc", "--version").split("\n")[-1]),
     }
 
@@ -131,7 +131,8 @@ def tests(name):
         return counts | {"failures": bad}
     if log.exists():
         counts = {}
-        for outcome in re.findall(r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)", log.read_text(errors="replace"), re.MULTILINE):
+        lines = log.read_text(errors="replace")
+        for outcome in re.findall(r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)", lines, re.MULTILINE):
             counts[outcome.lower()] = counts.get(outcome.lower(), 0) + 1
         return counts | {"incomplete": True}
     return {"not_run": True}

@@ -1,12 +1,13 @@
 """What breaks ``torch._lazy_clone`` on CUDA, and must not break torchcow.
 
 Five traps, all seen in torch itself: multi-tensor operators write through const pointers, so that nothing notices
-(``_foreach_*``; fused optimizers and AMP unscaling); the copy of a first write runs on the legacy stream, unordered with
-side streams; ``record_stream`` is ignored for shared storages; an out-of-memory error in a first write corrupts the
-source. Two more belong here: first writes during graph capture, and a random walk over all of it on several streams.
+(``_foreach_*``; fused optimizers and AMP unscaling); the copy of a first write runs on the legacy stream, unordered
+with side streams; ``record_stream`` is ignored for shared storages; an out-of-memory error in a first write corrupts
+the source. Two more belong here: first writes during graph capture, and a random walk over all of it on several
+streams.
 
-The oracle is always a deep copy, made before anything is shared. Each test writes to one relative and looks at the others.
-Engines that each test was made to fail against are named in its docstring as 'Catches: ...'.
+The oracle is always a deep copy, made before anything is shared, or the value that a deep copy would have. Each test
+writes to one relative and looks at the others. 'Catches: ...' names the broken engine that a test is there for.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ def test_record_stream_keeps_the_block_from_being_used_again() -> None:
 
 
 def test_record_stream_of_a_dropped_clone_holds_back_the_steal() -> None:
-    """The clone is dropped while a side stream still has to read it: the source is the last sharer, and must not write yet.
+    """The clone is dropped while a side stream still has to read it: the source, now the last sharer, must wait.
 
     A deep copy would be safe here: its memory is its own, and `record_stream` keeps it.
     Catches: stealing without waiting for the streams that read the block.
@@ -279,6 +280,72 @@ def test_record_stream_of_a_dropped_clone_holds_back_the_steal() -> None:
     source.add_(100)
     torch.cuda.current_stream().wait_stream(side)
     assert_same([out, source], [torch.full_like(out, 7), torch.full_like(out, 107)])
+
+
+def test_a_clone_made_on_a_side_stream_may_die_there() -> None:
+    """A deep copy made on a side stream has that stream's memory: used and dropped there, nobody else can get it early.
+
+    Catches: a block that goes back to the stream it was allocated on while the clone's own stream still reads it.
+    """
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    out = torch.zeros(ELEMENTS, device="cuda")
+    source = torch.full((ELEMENTS,), 7.0, device="cuda")
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        clone = torchcow.clone(source)
+    main.wait_stream(side)
+    del source
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(LONG)
+        torch.add(clone, 0, out=out)
+    del clone
+    junk = [torch.full((ELEMENTS,), -1.0, device="cuda") for _ in range(8)]
+    main.wait_stream(side)
+    assert_same([out], [torch.full_like(out, 7)])
+    del junk
+
+
+def test_a_steal_on_a_side_stream_waits_for_reads_of_a_clone_that_died_at_home() -> None:
+    """The clone lives, is read and dies on the main stream, where it needs no `record_stream`; the source is written
+    on a side stream that knows nothing of that read.
+
+    Catches: counting only recorded streams as a block's readers, and not the stream that each clone was made on.
+    """
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    out = torch.zeros(ELEMENTS, device="cuda")
+    source = torch.full((ELEMENTS,), 7.0, device="cuda")
+    clone = torchcow.clone(source)
+    side.wait_stream(main)
+    torch.cuda._sleep(LONG)
+    torch.add(clone, 0, out=out)
+    del clone
+    with torch.cuda.stream(side):
+        source.add_(100)
+    main.wait_stream(side)
+    assert_same([out, source], [torch.full_like(out, 7), torch.full_like(out, 107)])
+
+
+def test_a_clone_first_written_on_a_side_stream_may_die_at_home() -> None:
+    """A deep copy made on the main stream has the main stream's memory, wherever it was written since.
+
+    Catches: memory allocated by a first write on a side stream, given back to that stream while the main one reads it.
+    """
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    out = torch.zeros(ELEMENTS, device="cuda")
+    source = torch.full((ELEMENTS,), 7.0, device="cuda")
+    clone = torchcow.clone(source)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        clone.add_(1)
+    clone.record_stream(side)
+    main.wait_stream(side)
+    torch.cuda._sleep(LONG)
+    torch.add(clone, 0, out=out)
+    del clone
+    with torch.cuda.stream(side):
+        junk = [torch.full((ELEMENTS,), -1.0, device="cuda") for _ in range(8)]
+    assert_same([out], [torch.full_like(out, 8)])
+    del junk
 
 
 @pytest.fixture
@@ -402,8 +469,8 @@ class Slot:
 class Walk:
     """A random walk over clones, writes, reads and drops on several streams.
 
-    Each slot's accesses are ordered by the test, as a user of deep copies would have to; what happens to *different* slots
-    is not ordered at all, though they share blocks. Numbers are integers, so that the comparison is exact.
+    Each slot's accesses are ordered by the test, as a user of deep copies would have to; what happens to *different*
+    slots is not ordered at all, though they share blocks. Numbers are integers, so that the comparison is exact.
     """
 
     def __init__(self, seed: int) -> None:
@@ -428,7 +495,8 @@ class Walk:
         with torch.cuda.stream(stream):
             if self.random.random() < 0.2:
                 torch.cuda._sleep(self.random.randrange(1, 5_000_000))
-            action = self.random.choice([self.clone, self.clone, self.write, self.write, self.write, self.read, self.drop])
+            actions = [self.clone, self.clone, self.write, self.write, self.write, self.read, self.drop]
+            action = self.random.choice(actions)
             if not self.slots:
                 action = self.make
             action(stream)
@@ -491,7 +559,7 @@ class Walk:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_walk_on_several_streams(seed: int) -> None:
-    """Catches: each missing wait of the engine, with some seed or other."""
+    """Catches: waits that are missing in combinations nobody thought of."""
     walk = Walk(seed)
     for index in range(300):
         walk.step()

@@ -23,12 +23,10 @@ std::vector<unsigned char> noise(std::size_t bytes) {
   return result;
 }
 
-std::uint64_t sum(const std::vector<unsigned char>& data) {
-  return host_checksum(data.data(), data.size());
-}
+std::uint64_t sum(const std::vector<unsigned char>& data) { return host_checksum(data.data(), data.size()); }
 
 TEST(HostChecksum, IsTheDefinitionSpelledOut) {
-  for (const std::size_t bytes : {0, 1, 7, 8, 9, 64, 1001}) {
+  for (const std::size_t bytes : {0, 1, 7, 8, 9, 64, 1001, 4099}) {
     const auto data = noise(bytes);
     std::uint64_t expected = 0;
     for (std::size_t i = 0; 8 * i < bytes; ++i) {
@@ -113,4 +111,4 @@ TEST(DeviceKernelsRegistry, HoldsOnePerDeviceType) {
   EXPECT_EQ(device_kernels(c10::kPrivateUse1), nullptr);
 }
 
-} // namespace
+}  // namespace

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import torchcow
+
 from .models import DemoError
 
 DESCRIPTION = """\
@@ -65,7 +67,7 @@ def _demo(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("rich") is None:
         raise DemoError("the report needs the package rich: pip install 'torchcow[demo]'")
     from . import evidence, models, variants
-    from .report import Findings, Steps, memory_now, show
+    from .report import Findings, Steps, show
 
     load = models.find(options.model, options.device)
     with Steps() as steps:
@@ -77,11 +79,11 @@ def _demo(options: argparse.Namespace) -> int:
         tick = steps.begin("clone", options.variants)
         spawned = variants.spawn(prototype, options.variants, tick)
         models_together = [prototype.model, *(variant.model for variant in spawned.variants)]
-        cloned = memory_now(models_together)
+        cloned = torchcow.memory(*models_together)
 
         tick = steps.begin("write", options.variants)
         variants.write(prototype, spawned.variants, options.seed, tick)
-        written = memory_now(models_together)
+        written = torchcow.memory(*models_together)
 
         speakers = spawned.variants[: len(variants.LESSONS) + 2]
         tick = steps.begin("generate", len(speakers))

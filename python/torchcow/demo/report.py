@@ -13,20 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import nn
 
 import torchcow
 
 from .models import Prototype
-from .variants import PROMPT, Spawned
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of tensors: what deep copies would take, and what is really allocated."""
-
-    logical: int
-    unique: int
+from .variants import DEEP_COPIES, PROMPT, Spawned
 
 
 @dataclass(frozen=True)
@@ -35,8 +26,8 @@ class Findings:
 
     prototype: Prototype
     spawned: Spawned
-    cloned: Memory
-    written: Memory
+    cloned: torchcow.Memory
+    written: torchcow.Memory
     base_says: str
     says: Sequence[str]
     before: str
@@ -80,12 +71,6 @@ class Steps:
             self._progress.update(self._task, completed=self._total)
             self._progress.stop_task(self._task)
             self._task = None
-
-
-def memory_now(models: Sequence[nn.Module]) -> Memory:
-    """What ``models`` take together at this moment."""
-    memory = torchcow.memory(*models)
-    return Memory(memory.logical, memory.unique)
 
 
 def show(findings: Findings) -> bool:
@@ -179,8 +164,9 @@ def _engine() -> str:
 
 
 def _process(prototype: Prototype) -> str:
-    # Measured by the operating system, so it bears witness for the engine's own numbers. ru_maxrss is in KiB on Linux.
-    text = f"Peak resident memory of this process: {_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}."
+    # Measured by the operating system, so it is a witness for the engine's own numbers. ru_maxrss is in KiB on Linux.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    text = f"Peak resident memory of this process, with the {DEEP_COPIES} deep copies: {_bytes(peak)}."
     if prototype.device.type == "cuda":
         text += f" Peak CUDA memory: {_bytes(torch.cuda.max_memory_allocated())}."
     return text

@@ -21,19 +21,15 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 
-void __syncthreads() {
-  block_barrier->arrive_and_wait();
-}
+void __syncthreads() { block_barrier->arrive_and_wait(); }
 
-unsigned atomicExch(unsigned* at, unsigned value) {
-  return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);
-}
+unsigned atomicExch(unsigned* at, unsigned value) { return __atomic_exchange_n(at, value, __ATOMIC_RELAXED); }
 
 unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 
-} // namespace
+}  // namespace
 
 #define __device__
 #define __global__
@@ -88,7 +84,7 @@ void run_together(unsigned blocks, Kernel kernel) {
 void* const kPrimary = &fake_driver_pushed;
 thread_local void* current = nullptr;
 
-} // namespace
+}  // namespace
 
 extern "C" {
 
@@ -129,9 +125,7 @@ int cuStreamIsCapturing(void*, int* status) {
   *status = fake_driver_capture_status;
   return fake_driver_capture_error;
 }
-int cuStreamSynchronize(void*) {
-  return 0;
-}
+int cuStreamSynchronize(void*) { return 0; }
 int cuThreadExchangeStreamCaptureMode(int* mode) {
   thread_local int mine = 0;
   std::swap(mine, *mode);
@@ -163,18 +157,8 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
   }
   return 500;
 }
-int cuLaunchKernel(
-    void* function,
-    unsigned blocks,
-    unsigned,
-    unsigned,
-    unsigned threads,
-    unsigned,
-    unsigned,
-    unsigned,
-    void*,
-    void** arguments,
-    void**) {
+int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned,
+                   void*, void** arguments, void**) {
   if (fake_driver_launch_error != 0) {
     return fake_driver_launch_error;
   }

@@ -1,7 +1,7 @@
 #pragma once
 
-// A stand-in for libcuda.so.1 that runs kernels.cu on the processor, so that the path from `DeviceKernels` down to the last
-// byte of a kernel is tested without a device. Its 'device memory' is ordinary memory, its streams run at once.
+// A stand-in for libcuda.so.1 that runs kernels.cu on the processor, so that the path from `DeviceKernels` down to the
+// last byte of a kernel is tested without a device. Its 'device memory' is ordinary memory, its streams run at once.
 //
 // It carries the real library's soname: linked into a test, it is what dlopen finds. The knobs below set what the next
 // calls do; they are process-wide and belong to one test at a time.

@@ -23,7 +23,9 @@ constexpr std::size_t kChunk = cuda::kChunkBytes;
 struct FakeGuard final : c10::impl::NoOpDeviceGuardImpl<c10::kCUDA> {
   c10::Device getDevice() const override { return {c10::kCUDA, 0}; }
   c10::Device exchangeDevice(c10::Device) const override { return {c10::kCUDA, 0}; }
-  c10::Stream getStream(c10::Device device) const noexcept override { return c10::Stream(c10::Stream::DEFAULT, device); }
+  c10::Stream getStream(c10::Device device) const noexcept override {
+    return c10::Stream(c10::Stream::DEFAULT, device);
+  }
   c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
   void* getStreamNativeHandle(const c10::Stream) const override { return nullptr; }
 };
@@ -51,9 +53,7 @@ class CudaKernelsTest : public ::testing::Test {
   void TearDown() override { EXPECT_EQ(fake_driver_pushed, 0); }
 
   /// Each test takes a device of its own: what is learnt about kernels is kept per device.
-  c10::Stream stream(c10::DeviceIndex device = 0) {
-    return c10::Stream(c10::Stream::DEFAULT, {c10::kCUDA, device});
-  }
+  c10::Stream stream(c10::DeviceIndex device = 0) { return c10::Stream(c10::Stream::DEFAULT, {c10::kCUDA, device}); }
 
   CudaKernels kernels_{*cuda::Driver::get()};
   std::mt19937_64 random_{7};
@@ -67,8 +67,8 @@ class CudaKernelsTest : public ::testing::Test {
   }
 };
 
-const std::vector<std::size_t> kSizes{
-    0, 1, 2, 7, 8, 9, 15, 16, 17, 255, 4096, kChunk - 1, kChunk, kChunk + 1, 2 * kChunk, 3 * kChunk + 13};
+const std::vector<std::size_t> kSizes{0,  1,   2,    7,          8,      9,          15,         16,
+                                      17, 255, 4096, kChunk - 1, kChunk, kChunk + 1, 2 * kChunk, 3 * kChunk + 13};
 
 TEST_F(CudaKernelsTest, CopiesEverySizeAtEveryAlignmentAndNothingElse) {
   std::vector<char> from = noise(3 * kChunk + 64);
@@ -141,7 +141,8 @@ TEST_F(CudaKernelsTest, ChecksumsEqualTheHosts) {
 /// The same three operations when there are no kernels.
 void expect_the_same_without_kernels(CudaKernels& kernels, const c10::Stream& stream, const std::vector<char>& data) {
   std::vector<char> copy(data.size());
-  const std::vector<CopyJob> jobs{{copy.data(), data.data(), 100}, {copy.data() + 100, data.data() + 100, data.size() - 100}};
+  const std::vector<CopyJob> jobs{{copy.data(), data.data(), 100},
+                                  {copy.data() + 100, data.data() + 100, data.size() - 100}};
   kernels.copy(jobs, stream);
   EXPECT_EQ(copy, data);
   EXPECT_EQ(fake_driver_copies, 2);
@@ -149,7 +150,8 @@ void expect_the_same_without_kernels(CudaKernels& kernels, const c10::Stream& st
   EXPECT_TRUE(kernels.equal(compare, stream));
   copy.back() ^= 1;
   EXPECT_FALSE(kernels.equal(compare, stream));
-  EXPECT_EQ(kernels.checksums(ByteRange{data.data(), data.size()}, stream).at(0), host_checksum(data.data(), data.size()));
+  EXPECT_EQ(kernels.checksums(ByteRange{data.data(), data.size()}, stream).at(0),
+            host_checksum(data.data(), data.size()));
   EXPECT_EQ(fake_driver_launches, 0);
 }
 
@@ -209,4 +211,4 @@ TEST_F(CudaKernelsTest, InstallRegistersThem) {
   set_device_kernels(c10::kCUDA, nullptr);
 }
 
-} // namespace
+}  // namespace

