@@ -1,12 +1,14 @@
 """What all suites share: bit-exact comparison of object graphs, and 'write to each relative, look at all the others'.
 
-The oracle is always ``copy.deepcopy``. Tensors are compared by the bytes of their elements, so that NaN equals itself and
--0.0 differs from 0.0, and are only read through operators that hand out no writable pointer: looking must not un-share.
+The oracle is always ``copy.deepcopy``. Tensors are compared by the bytes of their elements, so that NaN equals itself
+and -0.0 differs from 0.0, and are only read through operators that hand out no writable pointer: looking must not
+un-share.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import enum
 import functools
@@ -18,6 +20,7 @@ import weakref
 
 import numpy as np
 import torch
+from torch.utils.hooks import RemovableHandle
 
 import torchcow
 import torchcow.testing
@@ -69,7 +72,8 @@ def tensor_bits(tensor, layout=False):
         if torch.nn.parameter.is_lazy(tensor):
             return Bits(("uninitialized", tensor.requires_grad), [])
         plain = tensor.detach()
-        meta = [str(tensor.dtype), tuple(tensor.shape), str(tensor.device), tensor.requires_grad, str(tensor.layout)]
+        shape = "nested" if plain.is_nested else tuple(tensor.shape)  # a ragged size is another symbol each time
+        meta = [str(tensor.dtype), shape, str(tensor.device), tensor.requires_grad, str(tensor.layout)]
         if plain.device.type == "meta":
             return Bits(tuple(meta), [])
         if plain.is_quantized:
@@ -78,7 +82,9 @@ def tensor_bits(tensor, layout=False):
             scale = plain.q_per_channel_scales() if per_channel else torch.tensor(plain.q_scale())
             return Bits(tuple(meta), [element_bytes(plain.int_repr()), element_bytes(scale)])
         if plain.layout == torch.sparse_coo:
-            return Bits((*meta, plain.is_coalesced()), [element_bytes(plain._indices()), element_bytes(plain._values())])
+            return Bits(
+                (*meta, plain.is_coalesced()), [element_bytes(plain._indices()), element_bytes(plain._values())]
+            )
         if plain.layout in (torch.sparse_csr, torch.sparse_bsr):
             parts = (plain.crow_indices(), plain.col_indices(), plain.values())
             return Bits(tuple(meta), [element_bytes(part) for part in parts])
@@ -111,6 +117,8 @@ class _Freezer:
     def walk(self, obj, path):
         if isinstance(obj, ATOMIC):
             return self.put(path, obj)
+        if isinstance(obj, torch.SymInt):
+            return self.put(path, ("type", "SymInt"))
         if isinstance(obj, (float, complex)):
             return self.put(path, repr(obj))
         if isinstance(obj, SAME_OBJECT):
@@ -136,13 +144,16 @@ class _Freezer:
         if isinstance(obj, types.MethodType):
             self.walk(obj.__self__, path + ".__self__")
             return self.walk(obj.__func__, path + ".__func__")
+        if isinstance(obj, RemovableHandle):
+            return self.put(path + ".alive", obj.hooks_dict_ref() is not None)
         if isinstance(obj, functools.partial):
             return self.walk([obj.func, obj.args, obj.keywords], path + ".partial")
         return self.plain(obj, path)
 
     def plain(self, obj, path):
         if isinstance(obj, dict):
-            named = (str,) if path.endswith("_hooks") else (str, int)  # the keys of hooks come from a global counter
+            # The keys of hooks come from a global counter.
+            named = (str,) if "hooks" in path.rpartition(".")[2] else (str, int)
             for index, (key, value) in enumerate(obj.items()):
                 label = repr(key) if isinstance(key, named) else f"#{index}"
                 if not isinstance(key, (str, int)):
@@ -165,10 +176,9 @@ class _Freezer:
         self.put(path + ".bits", tensor_bits(obj, self.layout))
         if torch.nn.parameter.is_lazy(obj):
             return
-        try:
+        # Sparse, nested and wrapper tensors have no storage of their own.
+        with contextlib.suppress(NotImplementedError, RuntimeError):
             self.storage(obj.untyped_storage(), path)
-        except (NotImplementedError, RuntimeError):
-            pass  # sparse, nested, wrapper subclasses: no storage of their own
         if obj.is_leaf and obj.grad is not None:
             self.walk(obj.grad, path + ".grad")
         for name, value in obj.__dict__.items():
@@ -220,7 +230,7 @@ def attempt(function, *args, **kwargs):
     seed(1)
     try:
         return "returned", function(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - whatever torch raises, the clone must raise as well
+    except Exception as error:  # whatever torch raises, the clone must raise as well
         return "raised", type(error)
 
 
@@ -261,8 +271,8 @@ def check_isolation(make, write, *, orders=ORDERS, writes=True, adds_up=True, ta
     """Four relatives, written one after the other, in several orders; after each write all four match their oracles.
 
     `make()` builds an object, always the same one; `write(obj)` writes it. The oracle of the source is another
-    ``make()``, that of a clone is a deep copy of one. `target(obj)`, if given, picks what is written *before* the clones
-    are made for the source (a view taken before the clone), and afterwards for the clones.
+    ``make()``, that of a clone is a deep copy of one. `target(obj)`, if given, picks what is written: for the source
+    before the clones are made (a view taken before the clone), for the clones afterwards.
     `writes=False` says that the write leaves no trace, so that the test does not insist on one.
     """
     pick = target or (lambda obj: obj)

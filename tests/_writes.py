@@ -83,7 +83,9 @@ def quantized():
 
 
 def quantized_per_channel():
-    return torch.quantize_per_channel(torch.randn(SIDE, SIDE), torch.full((SIDE,), 0.1), torch.zeros(SIDE), 0, torch.qint8)
+    return torch.quantize_per_channel(
+        torch.randn(SIDE, SIDE), torch.full((SIDE,), 0.1), torch.zeros(SIDE), 0, torch.qint8
+    )
 
 
 def of_dtype(dtype):
@@ -97,7 +99,11 @@ def of_dtype(dtype):
     return make
 
 
-NARROW = [getattr(torch, n) for n in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz") if hasattr(torch, n)]
+NARROW = [
+    getattr(torch, n)
+    for n in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    if hasattr(torch, n)
+]
 DTYPES = [
     *(torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.bool, torch.uint8),
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64, *NARROW),
@@ -203,8 +209,8 @@ INDEX = torch.tensor([3, 1, 40])
 UNARY = """abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh ceil cos cosh
     deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 lgamma log log10 log1p log2 nan_to_num neg negative
     rad2deg reciprocal round rsqrt sgn sigmoid sign sin sinc sinh sqrt square tan tanh trunc conj_physical relu
-    bernoulli cauchy exponential normal uniform log_normal random zero tril triu t logit requires_grad detach share_memory
-    squeeze logical_not""".split()
+    bernoulli cauchy exponential normal uniform log_normal random zero tril triu t logit requires_grad detach
+    share_memory squeeze logical_not""".split()
 BINARY = """add arctan2 atan2 copysign div divide eq float_power floor_divide fmod ge greater greater_equal gt heaviside
     hypot igamma igammac ldexp le less less_equal lt mul multiply ne nextafter not_equal pow remainder sub subtract
     true_divide xlogy copy logical_and logical_or logical_xor clamp_max clamp_min""".split()
@@ -260,7 +266,16 @@ METHODS = {
     "transpose_": lambda t: (0, 1),
     "unsqueeze_": lambda t: (0,),
 }
-CHANGES_NOTHING = {"detach_", "share_memory_", "relu_", "abs_", "absolute_", "conj_physical_", "nan_to_num_", "squeeze_"}
+CHANGES_NOTHING = {
+    "detach_",
+    "share_memory_",
+    "relu_",
+    "abs_",
+    "absolute_",
+    "conj_physical_",
+    "nan_to_num_",
+    "squeeze_",
+}
 LEFT_OUT: set[str] = set()
 MAKES = {
     **{name + "_": integers for name in [*BITWISE, "bitwise_not"]},
@@ -432,7 +447,11 @@ ways(
         "storage resize_ 0": lambda t: t.untyped_storage().resize_(0) and None or t.set_(),
         "storage freed and grown back": lambda t: _free_and_regrow(t),
         "storage grown": lambda t: (t.untyped_storage().resize_(SIDE * SIDE * 8), t.add_(1))[0].nbytes(),
-        "storage shrunk": lambda t: (t.set_(t.untyped_storage(), 0, (4, 4)), t.untyped_storage().resize_(64), t.add_(1))[2],
+        "storage shrunk": lambda t: (
+            t.set_(t.untyped_storage(), 0, (4, 4)),
+            t.untyped_storage().resize_(64),
+            t.add_(1),
+        )[2],
         "storage fill_": lambda t: t.untyped_storage().fill_(0) and None,
         "storage [i]=": lambda t: t.untyped_storage().__setitem__(5, 77),
         "storage [:]=": lambda t: t.untyped_storage().__setitem__(slice(None), 1),
@@ -475,7 +494,12 @@ class _Interface:
 
     def __init__(self, t):
         self.keep = t
-        self.__array_interface__ = {"shape": tuple(t.shape), "typestr": "<f4", "data": (t.data_ptr(), False), "version": 3}
+        self.__array_interface__ = {
+            "shape": tuple(t.shape),
+            "typestr": "<f4",
+            "data": (t.data_ptr(), False),
+            "version": 3,
+        }
 
 
 ways(
@@ -502,7 +526,9 @@ ways(
         "ctypes through the storage": lambda t: ctypes.memset(t.untyped_storage().data_ptr(), 1, 64) and None,
         "ctypes array": lambda t: _memory(t).__setitem__(3, b"z"),
         "from_dlpack": lambda t: torch.from_dlpack(t).add_(1).numel(),
-        "to_dlpack capsule": lambda t: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(t))[3].zero_().numel(),
+        "to_dlpack capsule": lambda t: (
+            torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(t))[3].zero_().numel()
+        ),
         "from_numpy of numpy": lambda t: torch.from_numpy(t.numpy()).mul_(2).numel(),
         "torch.asarray of numpy": lambda t: torch.asarray(t.numpy()).zero_().numel(),
         "torch.frombuffer of memory": lambda t: torch.frombuffer(_memory(t), dtype=torch.float32).fill_(3).numel(),
@@ -556,7 +582,9 @@ ways(
     {
         "load_state_dict": lambda m: m.load_state_dict(_state(m)) and None,
         "load_state_dict assign": lambda m: m.load_state_dict(_state(m), assign=True) and None,
-        "load_state_dict strict=False": lambda m: m.load_state_dict({"0.bias": torch.ones(SIDE)}, strict=False) and None,
+        "load_state_dict strict=False": lambda m: (
+            m.load_state_dict({"0.bias": torch.ones(SIDE)}, strict=False) and None
+        ),
         "state_dict()[k].zero_": lambda m: m.state_dict()["0.weight"].zero_().numel(),
         "running statistics": lambda m: m.train()(x()).detach().sum(),
         "train steps, SGD": lambda m: _train(m),
@@ -586,14 +614,12 @@ ways(
         "pruned": lambda m: (prune.l1_unstructured(m[0], "weight", 0.5), prune.remove(m[0], "weight"))[:0],
         "functional_call": lambda m: torch.func.functional_call(m, {"0.bias": torch.zeros(SIDE)}, (x(),)).detach(),
         "functional_call with own buffers": lambda m: _functional(m),
-        "state through pickle, written back": lambda m: m.load_state_dict(
-            {k: v * 3 for k, v in pickle.loads(pickle.dumps(m.state_dict())).items()}
-        )
-        and None,
-        "state through torch.save, written back": lambda m: m.load_state_dict(
-            {k: v * 3 for k, v in _saved(m.state_dict()).items()}
-        )
-        and None,
+        "state through pickle, written back": lambda m: (
+            m.load_state_dict({k: v * 3 for k, v in pickle.loads(pickle.dumps(m.state_dict())).items()}) and None
+        ),
+        "state through torch.save, written back": lambda m: (
+            m.load_state_dict({k: v * 3 for k, v in _saved(m.state_dict()).items()}) and None
+        ),
         "copy.copy, then write": lambda m: copy.copy(m)[0].weight.data.zero_().numel(),
         "gradient hooks write": lambda m: _hook(m),
     },
@@ -653,10 +679,16 @@ ways(
 )
 ways(
     lambda: nn.Embedding(SIDE, SIDE, max_norm=0.5),
-    {"Embedding renorm": lambda m: m(INDEX).detach(), "F.embedding renorm": lambda m: nn.functional.embedding(INDEX, m.weight.detach(), max_norm=0.1)},
+    {
+        "Embedding renorm": lambda m: m(INDEX).detach(),
+        "F.embedding renorm": lambda m: nn.functional.embedding(INDEX, m.weight.detach(), max_norm=0.1),
+    },
 )
 ways(lambda: nn.EmbeddingBag(SIDE, SIDE, max_norm=0.5), {"EmbeddingBag renorm": lambda m: m(INDEX[None]).detach()})
-ways(lambda: nn.utils.parametrizations.spectral_norm(linear()), {"spectral_norm power iteration": lambda m: m(x()).detach()})
+ways(
+    lambda: nn.utils.parametrizations.spectral_norm(linear()),
+    {"spectral_norm power iteration": lambda m: m(x()).detach()},
+)
 ways(
     lambda: parametrizations.weight_norm(linear()),
     {
@@ -672,7 +704,13 @@ ways(linear, {"old weight_norm applied": lambda m: nn.utils.weight_norm(m).weigh
 ways(linear, {"old spectral_norm applied": lambda m: nn.utils.spectral_norm(m).weight_orig.data.zero_().numel()})
 ways(lambda: nn.LSTM(SIDE, SIDE), {"LSTM flatten_parameters and train": lambda m: _train_rnn(m)})
 ways(lambda: nn.GRU(SIDE, SIDE, 2), {"GRU trained": lambda m: _train_rnn(m)})
-ways(conv, {"conv trained": lambda m: _train_conv(m), "channels_last": lambda m: m.to(memory_format=torch.channels_last) and None})
+ways(
+    conv,
+    {
+        "conv trained": lambda m: _train_conv(m),
+        "channels_last": lambda m: m.to(memory_format=torch.channels_last) and None,
+    },
+)
 
 
 def _train_rnn(m):
@@ -779,7 +817,9 @@ ways(
         "vmap in place": lambda t: torch.vmap(lambda row: row.add_(1))(t).numel(),
         "vmap in place, inner dimension": lambda t: torch.vmap(lambda c: c.mul_(2), in_dims=1)(t).numel(),
         "added to its own grad": lambda t: t.add_(torch.func.grad(lambda v: v.clone().mul_(2).sum())(t)).numel(),
-        "copied from its own jvp": lambda t: t.copy_(torch.func.jvp(lambda v: v.clone().add_(1), (t,), (t,))[0]).numel(),
+        "copied from its own jvp": lambda t: t.copy_(
+            torch.func.jvp(lambda v: v.clone().add_(1), (t,), (t,))[0]
+        ).numel(),
         "functionalize": lambda t: torch.func.functionalize(lambda v: v.add_(1))(t).numel(),
         "jacfwd, then written": lambda t: (torch.func.jacfwd(lambda v: v[0, :3] * 2)(t), t.add_(1))[:0],
         "forward AD": lambda t: _forward_ad(t),
@@ -808,7 +848,9 @@ ways(
             [t], torch.zeros(1), torch.tensor(0.5)
         ),
         "nan_to_num_ of NaN": lambda t: t.div_(0).sub_(t).nan_to_num_(3).numel(),
-        "segment of a flattened list": lambda t: torch._utils._unflatten_dense_tensors(t.view(-1), [t[:3], t[3:]])[0].zero_(),
+        "segment of a flattened list": lambda t: torch._utils._unflatten_dense_tensors(t.view(-1), [t[:3], t[3:]])[
+            0
+        ].zero_(),
         "deepcopy of the relative, then write": lambda t: (copy.deepcopy(t).zero_(), t.add_(1))[:0],
         "torch.save of the relative, then write": lambda t: (_saved(t), t.add_(1))[:0],
         "pickle of the relative, then write": lambda t: (pickle.loads(pickle.dumps(t)).zero_(), t.add_(1))[:0],
@@ -831,44 +873,60 @@ ways(
         "torch.add out the sibling": lambda p: torch.add(p[0], p[1], out=p[1]).numel(),
     },
 )
-ways(complex_matrix, {
-    "real.zero_": lambda t: t.real.zero_().numel(),
-    "imag.mul_": lambda t: t.imag.mul_(2).numel(),
-    "conj().add_": lambda t: t.conj().add_(1j).numel(),
-    "view_as_real[...]=": lambda t: torch.view_as_real(t).__setitem__((..., 0), 5.0),
-    ".real = tensor": lambda t: setattr(t, "real", torch.ones(SIDE, SIDE)),
-    ".imag = tensor": lambda t: setattr(t, "imag", torch.ones(SIDE, SIDE)),
-    "angle and abs out": lambda t: torch.mul(t, 2j, out=t).numel(),
-})
-ways(integers, {
-    "iand": lambda t: t.__iand__(6),
-    "ior": lambda t: t.__ior__(6),
-    "ixor": lambda t: t.__ixor__(6),
-    "ilshift": lambda t: t.__ilshift__(2),
-    "irshift": lambda t: t.__irshift__(2),
-    "scatter_add_ counts": lambda t: t.view(-1).scatter_add_(0, t.view(-1).clone(), torch.ones_like(t.view(-1))).numel(),
-})
+ways(
+    complex_matrix,
+    {
+        "real.zero_": lambda t: t.real.zero_().numel(),
+        "imag.mul_": lambda t: t.imag.mul_(2).numel(),
+        "conj().add_": lambda t: t.conj().add_(1j).numel(),
+        "view_as_real[...]=": lambda t: torch.view_as_real(t).__setitem__((..., 0), 5.0),
+        ".real = tensor": lambda t: setattr(t, "real", torch.ones(SIDE, SIDE)),
+        ".imag = tensor": lambda t: setattr(t, "imag", torch.ones(SIDE, SIDE)),
+        "angle and abs out": lambda t: torch.mul(t, 2j, out=t).numel(),
+    },
+)
+ways(
+    integers,
+    {
+        "iand": lambda t: t.__iand__(6),
+        "ior": lambda t: t.__ior__(6),
+        "ixor": lambda t: t.__ixor__(6),
+        "ilshift": lambda t: t.__ilshift__(2),
+        "irshift": lambda t: t.__irshift__(2),
+        "scatter_add_ counts": lambda t: (
+            t.view(-1).scatter_add_(0, t.view(-1).clone(), torch.ones_like(t.view(-1))).numel()
+        ),
+    },
+)
 ways(booleans, {"logical_not_": lambda t: t.logical_not_().numel(), "bool iand": lambda t: t.__iand__(MASK)})
-ways(sparse, {
-    "sparse values add_": lambda t: t._values().add_(1).numel(),
-    "sparse mul_": lambda t: t.mul_(2).shape,
-    "sparse add_": lambda t: t.add_(t.clone()).shape,
-    "sparse zero_": lambda t: t.zero_().shape,
-    "sparse coalesced values": lambda t: t.coalesce().values().zero_().numel(),
-    "sparse copy_": lambda t: t.copy_(sparse().mul_(3)).shape,
-})
+ways(
+    sparse,
+    {
+        "sparse values add_": lambda t: t._values().add_(1).numel(),
+        "sparse mul_": lambda t: t.mul_(2).shape,
+        "sparse add_": lambda t: t.add_(t.clone()).shape,
+        "sparse zero_": lambda t: t.zero_().shape,
+        "sparse coalesced values": lambda t: t.coalesce().values().zero_().numel(),
+        "sparse copy_": lambda t: t.copy_(sparse().mul_(3)).shape,
+    },
+)
 TABLE = [dataclasses.replace(w, changes=False) if w.name == "sparse coalesced values" else w for w in TABLE]
-ways(quantized, {
-    "quantized copy_": lambda t: t.copy_(torch.ones(SIDE, SIDE)).numel(),
-    "quantized fill_": lambda t: t.fill_(1.0).numel(),
-    "quantized index": lambda t: t.__setitem__(3, torch.ones(SIDE)),
-    "quantized zero-point write": lambda t: t.relu_().numel(),
-})
+ways(
+    quantized,
+    {
+        "quantized copy_": lambda t: t.copy_(torch.ones(SIDE, SIDE)).numel(),
+        "quantized fill_": lambda t: t.fill_(1.0).numel(),
+        "quantized index": lambda t: t.__setitem__(3, torch.ones(SIDE)),
+        "quantized zero-point write": lambda t: t.relu_().numel(),
+    },
+)
 ways(quantized_per_channel, {"quantized per channel copy_": lambda t: t.copy_(_other_channels()).numel()})
 
 
 def _other_channels():
-    return torch.quantize_per_channel(torch.ones(SIDE, SIDE), torch.full((SIDE,), 0.1), torch.zeros(SIDE), 0, torch.qint8)
+    return torch.quantize_per_channel(
+        torch.ones(SIDE, SIDE), torch.full((SIDE,), 0.1), torch.zeros(SIDE), 0, torch.qint8
+    )
 
 
 def _forward_ad(t):
@@ -884,11 +942,11 @@ def _saved_hooks(t):
     t.add_(leaf.grad)
 
 
+SGD = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.5, "dampening": 0.0, "nesterov": False, "maximize": False}
+
+
 def _fused_sgd(t):
-    torch._fused_sgd_(
-        [t], [torch.ones_like(t)], [], weight_decay=0.0, momentum=0.0, lr=0.5, dampening=0.0, nesterov=False, maximize=False,
-        is_first_step=False,
-    )  # fmt: skip
+    torch._fused_sgd_([t], [torch.ones_like(t)], [], **SGD, is_first_step=False)
 
 
 def _mode(t):

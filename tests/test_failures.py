@@ -118,9 +118,6 @@ PROGRAMS = {
     "load_state_dict": lambda m: m.load_state_dict({k: torch.full_like(v, 2) for k, v in m.state_dict().items()}),
     "running statistics": lambda m: m(torch.ones(4, SIDE)),
     "to float64 and back": lambda m: m.double().float(),
-    "vector_to_parameters": lambda m: nn.utils.vector_to_parameters(
-        torch.ones(sum(p.numel() for p in m.parameters())), m.parameters()
-    ),
     "init": lambda m: [nn.init.normal_(p) for p in m.parameters()],
     "materialize": torchcow.materialize,
 }

@@ -1,4 +1,4 @@
-"""Every operator of torch's operator database, writing or only reading, on shared tensors, bit by bit against a deep copy.
+"""Every operator of torch's database, writing or only reading, on shared tensors, bit by bit against a deep copy.
 
 Each operator runs in place, into `out=` and as a plain function, each time with *all* its arguments shared, once by the
 clone and once by the source; the writer must get what a deep copy gets, its relatives must not change.
@@ -25,7 +25,16 @@ import torchcow
 SAMPLES = 3
 OUT_SAMPLES = 2
 SCAN = 24  # samples to choose from
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.int32, torch.uint8, torch.bool, torch.bfloat16)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.bfloat16,
+)
 FOREACH = [
     *database.foreach_unary_op_db,
     *database.foreach_binary_op_db,
@@ -33,7 +42,15 @@ FOREACH = [
     *database.foreach_other_op_db,
 ]
 # Their results, or a part of them, are memory nobody wrote: there is nothing to compare.
-UNINITIALIZED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "svd_lowrank"}
+UNINITIALIZED = {
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "svd_lowrank",
+}
 # Called with `out=` on their own input they overwrite what they still have to read: the result is anybody's guess.
 UNDEFINED_IN_PLACE = {"mm", "kron", "linalg.det", "linalg.vecdot"}
 # Read through a writable pointer in ATen or oneDNN: they may un-share what they read. Everything else must not.
@@ -140,6 +157,8 @@ def test_in_place_inside_a_larger_storage(op):
 def pattern(like):
     if like.is_floating_point() or like.is_complex():
         return torch.full(like.shape, float("nan"), dtype=like.dtype)
+    if like.dtype == torch.bool:
+        return (torch.arange(like.numel()) % 3 == 0).view(like.shape)
     return (torch.arange(like.numel()) * 37 % 101 - 20).to(like.dtype).view(like.shape)
 
 
@@ -217,7 +236,9 @@ def test_foreach_in_place_on_aliases(op):
     for index, tree in enumerate(foreach_samples(op, 1)):
         flat = torch.cat([t.reshape(-1) for t in tree[0]])
         pieces = [p.view(t.shape) for p, t in zip(flat.split([t.numel() for t in tree[0]]), tree[0], strict=True)]
-        args = [list(reversed(pieces)) if isinstance(a, list) and isinstance(a[0], torch.Tensor) else a for a in tree[1]]
+        args = [
+            list(reversed(pieces)) if isinstance(a, list) and isinstance(a[0], torch.Tensor) else a for a in tree[1]
+        ]
         sweep(lambda t: op.inplace_variant(t[0], *t[1], **t[2]), [pieces, args, tree[2], flat], f"{op.name}_, {index}")
 
 

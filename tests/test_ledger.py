@@ -1,7 +1,7 @@
 """The ledger adds up: logical, unique, private and shared bytes, fair shares, blocks, sharers, events.
 
-Catches: a sharer that is not counted off when it leaves or dies, views counted twice, ties counted twice, retired memory
-that is forgotten, an event without operator, bytes or reason.
+Catches: a sharer that is not counted off when it leaves or dies, views counted twice, ties counted twice, retired
+memory that is forgotten, an event without operator, bytes or reason.
 """
 
 from __future__ import annotations
@@ -172,10 +172,7 @@ def test_nothing_is_un_shared_without_a_recorded_reason():
         torchcow.events(clear=True)
         clone = torchcow.clone(source)
         reasons = eager_reasons()
-        if name == "sparse":
-            shared = torchcow.is_shared(clone._values())
-        else:
-            shared = torchcow.is_shared(clone)
+        shared = torchcow.is_shared(clone._values() if name == "sparse" else clone)
         assert shared or (reasons and all(reasons)), f"{name} is copied, and nothing says why"
 
 

@@ -1,7 +1,7 @@
 """Every nn.Module of torch's module database: forward, backward and a training step of a clone against a deep copy.
 
-Catches: a kind of module whose parameters, buffers or flat weights escape the barrier (running statistics, RNN weights),
-a clone whose forward reads other memory than its own, gradients that land in a relative.
+Catches: a kind of module whose parameters, buffers or flat weights escape the barrier (running statistics, RNN
+weights), a clone whose forward reads other memory than its own, gradients that land in a relative.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def builders(info, training):
     dtypes = [d for d in info.supported_dtypes("cpu") if d.is_floating_point]
     dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
     seed(0)
-    inputs = info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=training, training=training
-    )
+    inputs = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=training, training=training)
     for sample in inputs[:SAMPLES]:
         if sample.forward_input is None:
             continue
@@ -71,7 +69,7 @@ def test_module(info, training):
     for make, inputs in builders(info, training):
         try:
             copy.deepcopy(make())
-        except Exception as error:  # noqa: BLE001 - what cannot be deep-copied must not be cloneable either
+        except Exception as error:  # what cannot be deep-copied must not be cloneable either
             with pytest.raises(type(error)):
                 torchcow.clone(make())
             continue
@@ -97,7 +95,7 @@ def test_writing_every_parameter_and_buffer(info):
         try:
             source = make()
             copy.deepcopy(source)
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:  # see above
             continue
         clone, other = torchcow.clone(source), torchcow.clone(source)
         before = freeze(other)
@@ -115,7 +113,7 @@ def test_inference_un_shares_nothing(info):
     for make, inputs in builders(info, False):
         try:
             clone = torchcow.clone(make())
-        except Exception:  # noqa: BLE001 - see above
+        except Exception:  # see above
             continue
         before = {name: torchcow.is_shared(t) for name, t in clone.state_dict().items()}
         with torch.no_grad():

@@ -116,7 +116,9 @@ def test_training(name, options, warm):
             assert got == want
             frozen[relative] = after
             for other in family:
-                assert_same(frozen[other], freeze(list(family[other])), f"{order}, trained {relative}, looking at {other}")
+                assert_same(
+                    frozen[other], freeze(list(family[other])), f"{order}, trained {relative}, looking at {other}"
+                )
             torchcow.testing.verify()
         assert_adds_up(*family.values())
 

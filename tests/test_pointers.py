@@ -1,7 +1,7 @@
 """Every way in which a pointer leaves torch: numpy, DLPack, data_ptr, the buffer protocol; before and after the clone.
 
-A handle taken before the clone keeps writing into its own tensor, as with a deep copy, and into nobody else; memory that
-a tensor has moved away from stays readable for whoever still holds a handle.
+A handle taken before the clone keeps writing into its own tensor, as with a deep copy, and into nobody else; memory
+that a tensor has moved away from stays readable for whoever still holds a handle.
 
 Catches: sharing memory that NumPy looks into (drop the `resizable()` test), `strict=True` that does not look at use
 counts, exports that hand out the block itself (drop the storage hook), retired memory that is freed too early.

@@ -1,4 +1,4 @@
-"""Threads: relatives used in different threads never disturb each other; one object used by several is as safe as before.
+"""Threads: relatives in different threads never disturb each other; one object used by several is as safe as before.
 
 Catches: a materialization that does not look again under its lock (two copies, or one freed under a reader), counts of
 sharers that are not atomic, a block freed while another thread reads it, a lock held across user code (a hang).
@@ -31,7 +31,7 @@ def no_hang():
 
 
 def together(*functions, seconds=None):
-    """Run all at once, each again and again until the time is up (once without a time); raise what any of them raised."""
+    """Run all at once, again and again until the time is up (once without a time); raise what any of them raised."""
     gate, errors = threading.Barrier(len(functions)), []
     stop = threading.Event()
 
@@ -42,7 +42,7 @@ def together(*functions, seconds=None):
                 function()
                 if seconds is None or stop.is_set():
                     return
-        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+        except BaseException as error:  # handed to the main thread
             errors.append(error)
 
     threads = [threading.Thread(target=body, args=(function,)) for function in functions]
@@ -153,9 +153,18 @@ MODELS = {
     "LSTM": (lambda: nn.LSTM(32, 64, 2), lambda: torch.linspace(-1, 1, 5 * 2 * 32).view(5, 2, 32)),
     "GRU": (lambda: nn.GRU(32, 64), lambda: torch.linspace(-1, 1, 5 * 2 * 32).view(5, 2, 32)),
     "Conv2d": (lambda: nn.Conv2d(16, 32, 3), lambda: torch.linspace(-1, 1, 16 * 144).view(1, 16, 12, 12)),
-    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(16, 32, 3), lambda: torch.linspace(-1, 1, 16 * 36).view(1, 16, 6, 6)),
-    "attention": (lambda: nn.TransformerEncoderLayer(64, 4, batch_first=True), lambda: torch.linspace(-1, 1, 640).view(1, 10, 64)),
-    "ChannelShuffle": (lambda: nn.Sequential(nn.Conv2d(16, 16, 1), nn.ChannelShuffle(4)), lambda: torch.ones(1, 16, 8, 8)),
+    "ConvTranspose2d": (
+        lambda: nn.ConvTranspose2d(16, 32, 3),
+        lambda: torch.linspace(-1, 1, 16 * 36).view(1, 16, 6, 6),
+    ),
+    "attention": (
+        lambda: nn.TransformerEncoderLayer(64, 4, batch_first=True),
+        lambda: torch.linspace(-1, 1, 640).view(1, 10, 64),
+    ),
+    "ChannelShuffle": (
+        lambda: nn.Sequential(nn.Conv2d(16, 16, 1), nn.ChannelShuffle(4)),
+        lambda: torch.ones(1, 16, 8, 8),
+    ),
 }
 
 

@@ -17,7 +17,8 @@ py::list event_list(bool clear) {
   py::list list;
   for (const auto& event : events(clear)) {
     list.append(py::make_tuple(
-        to_string(event.kind), to_string(event.way), event.operator_name, event.bytes, to_string(event.reason), event.device.str()));
+        to_string(event.kind), to_string(event.way), event.operator_name, event.bytes, to_string(event.reason), explain(event.reason),
+        event.device.str()));
   }
   return list;
 }

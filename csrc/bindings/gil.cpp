@@ -21,12 +21,14 @@ void acquire(void* state) {
   if (state != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(state));
 }
 
+/// Works with and without the interpreter lock, as an operator calls it after giving that up: it looks
+/// into nothing but the caller's own thread state, and compares that with the head of the list.
 bool other_threads_run_python() {
   if (!interpreter_runs()) return false;
-  if (!PyGILState_Check()) return true;
-  // The list of threads does not shrink while the lock is held.
-  auto* first = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
-  return PyThreadState_Next(first) != nullptr;
+  auto* self = PyGILState_GetThisThreadState();
+  if (self == nullptr) return true;
+  const bool first = PyInterpreterState_ThreadHead(PyThreadState_GetInterpreter(self)) == self;
+  return !first || PyThreadState_Next(self) != nullptr;
 }
 
 }  // namespace

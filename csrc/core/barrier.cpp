@@ -3,6 +3,7 @@
 #include "materialize.h"
 #include "operators.h"
 #include "registry.h"
+#include "share.h"
 #include "stream_order.h"
 #include "write_hook.h"
 
@@ -95,6 +96,12 @@ class BarrierKernel final : public c10::OperatorKernel {
     const auto below = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, key_);
     const auto arguments = torch::jit::last(*stack, traits_.argument_count);
     if (traits_.records_stream) forward_record_stream(arguments);
+    if (traits_.adopts_storage) {
+      const at::Tensor self = arguments[0].toTensor();
+      op.redispatchBoxed(below, stack);
+      if (self.defined()) SharingCall::meet(*self.unsafeGetTensorImpl());
+      return;
+    }
     c10::SmallVector<WriteTarget, 4> targets;
     c10::SmallVector<at::Tensor, 4> overwritten;
     collect(arguments, below, targets, overwritten);
@@ -189,9 +196,9 @@ c10::KernelFunction kernel_for(const OperatorTraits& traits, c10::DispatchKey ke
 }
 
 std::vector<c10::DispatchKey> keys_for(const OperatorTraits& traits) {
-  std::vector<c10::DispatchKey> keys{barrier_key};
-  if (traits.writes_list || traits.records_stream) keys.push_back(c10::DispatchKey::BackendSelect);
-  return keys;
+  if (traits.adopts_storage) return {c10::DispatchKey::BackendSelect};
+  if (traits.writes_list || traits.records_stream) return {barrier_key, c10::DispatchKey::BackendSelect};
+  return {barrier_key};
 }
 
 /// `OperatorHandle::operatorDef_`, which torch keeps to itself: a listener runs under the dispatcher's

@@ -14,7 +14,8 @@
 ///     arguments, all or none, and calls on.
 /// Multi-tensor operators are also caught on the key `BackendSelect`, which every call passes: their CUDA
 /// kernels write through const pointers, which layer L2 cannot see, and their arguments may be
-/// tensors that were made before the clone and carry no key.
+/// tensors that were made before the clone and carry no key. `set_` is caught there too: it can put a
+/// tensor without the key on a sharer's storage.
 ///
 /// Operators registered later are covered by a listener on the dispatcher.
 ///

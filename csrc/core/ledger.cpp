@@ -36,23 +36,35 @@ const char* to_string(Way way) noexcept {
   return "?";
 }
 
-const char* to_string(Reason reason) noexcept {
+namespace {
+
+struct Words {
+  const char* word;
+  const char* sentence;
+};
+
+Words words_for(Reason reason) noexcept {
   switch (reason) {
-    case Reason::none: return "";
-    case Reason::tiny: return "tiny: a copy is cheaper than sharing";
-    case Reason::device: return "device: sharing is supported on cpu and cuda";
-    case Reason::foreign: return "foreign memory: it was not allocated by torch's own allocator";
-    case Reason::numpy: return "numpy: an array or buffer may look into the memory";
-    case Reason::outside: return "outside: something that is no Python tensor refers to the memory (DLPack, a live autograd graph)";
-    case Reason::strict: return "strict: referenced from outside of the cloned object";
-    case Reason::writing: return "writing: an operator is writing it right now";
-    case Reason::capture: return "capture: a graph is being captured";
-    case Reason::hook: return "hook: another write hook or torch's own copy-on-write is on the storage";
-    case Reason::layout: return "layout: deepcopy gives it other strides";
-    case Reason::kind: return "kind: quantized, sparse, nested, or a subclass that copies itself";
+    case Reason::none: return {"", ""};
+    case Reason::tiny: return {"tiny", "a copy is cheaper than sharing"};
+    case Reason::device: return {"device", "tensors are shared on cpu and cuda"};
+    case Reason::foreign: return {"foreign", "the memory does not come from torch's own allocator (NumPy, a mapped file, shared or pinned memory, DLPack)"};
+    case Reason::numpy: return {"numpy", "an array or a buffer may look into the memory"};
+    case Reason::outside: return {"outside", "something that is no Python tensor refers to the memory (a consumer of DLPack, a live autograd graph)"};
+    case Reason::strict: return {"strict", "strict=True, and something outside of the cloned object refers to the memory"};
+    case Reason::writing: return {"writing", "another thread is writing or cloning it right now"};
+    case Reason::capture: return {"capture", "a graph is being captured on the stream"};
+    case Reason::hook: return {"hook", "torch's own copy-on-write or another write hook is on the storage"};
+    case Reason::layout: return {"layout", "deepcopy gives the parameter other strides, or resolves a conjugate or negative view"};
+    case Reason::kind: return {"kind", "the tensor is quantized, sparse, nested, or of a subclass that copies itself"};
   }
-  return "?";
+  return {"?", "?"};
 }
+
+}  // namespace
+
+const char* to_string(Reason reason) noexcept { return words_for(reason).word; }
+const char* explain(Reason reason) noexcept { return words_for(reason).sentence; }
 
 void record(Event event) {
   auto& self = ring();

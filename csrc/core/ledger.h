@@ -37,6 +37,8 @@ enum class Reason : std::uint8_t {
 const char* to_string(Kind) noexcept;
 const char* to_string(Way) noexcept;
 const char* to_string(Reason) noexcept;
+/// The reason in a sentence.
+const char* explain(Reason) noexcept;
 
 struct Event {
   Kind kind;

@@ -35,7 +35,7 @@ const std::unordered_map<std::string_view, std::vector<std::string_view>>& unmar
 
 const Names& metadata_writers() {
   static const Names names = {
-      "aten::set_", "aten::set", "aten::set_data", "aten::detach_", "aten::requires_grad_", "aten::retain_grad", "aten::t_", "aten::transpose_",
+      "aten::set", "aten::set_data", "aten::detach_", "aten::requires_grad_", "aten::retain_grad", "aten::t_", "aten::transpose_",
       "aten::swapaxes_", "aten::swapdims_", "aten::squeeze_", "aten::unsqueeze_", "aten::as_strided_", "aten::rename_",
       "aten::_coalesced_", "aten::sparse_resize_", "aten::sparse_resize_and_clear_", "aten::swapaxes_", "aten::moveaxis_",
       "aten::conj_", "aten::_set_conj", "aten::_set_neg", "aten::_resize_output_", "aten::refine_names", "aten::align_to"};
@@ -45,7 +45,7 @@ const Names& metadata_writers() {
 /// In-place operators that write all of `self` and read none of it. `out=` overloads are handled apart.
 const Names& overwriters() {
   static const Names names = {
-      "aten::copy_", "aten::fill_", "aten::zero_", "aten::uniform_", "aten::normal_", "aten::random_",
+      "aten::copy_", "aten::fill_", "aten::zero_", "aten::uniform_", "aten::normal_", "aten::random_", "aten::bernoulli_",
       "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_",
       "aten::_foreach_copy_", "aten::_foreach_zero_"};
   return names;
@@ -106,6 +106,10 @@ std::optional<OperatorTraits> traits_of(const c10::OperatorHandle& op) {
   OperatorTraits traits;
   traits.name = schema.overload_name().empty() ? name : name + "." + schema.overload_name();
   traits.argument_count = schema.arguments().size();
+  if (name == "aten::set_") {
+    traits.adopts_storage = true;
+    return traits;
+  }
   const bool collective = name.starts_with("c10d::");
   bool has_out = false;
   for (std::uint32_t i = 0; i < schema.arguments().size(); ++i) {

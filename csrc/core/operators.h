@@ -30,6 +30,7 @@ struct OperatorTraits {
   bool overwrites = false;
   bool resizes = false;         ///< resize_ and its kin: written only if it grows
   bool records_stream = false;  ///< record_stream
+  bool adopts_storage = false;  ///< set_: a tensor without our key may now lie on a sharer
   bool writes_list = false;     ///< a multi-tensor operator: may write through const pointers on CUDA
 };
 

@@ -145,7 +145,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
 }
 
 void SharingCall::meet(c10::TensorImpl& tensor) {
-  if (!tensor.has_storage()) return;
+  if (!tensor.has_storage() || tensor.unsafe_storage().unsafeGetStorageImpl() == nullptr) return;
   auto& storage = *tensor.unsafe_storage().unsafeGetStorageImpl();
   std::lock_guard lock(registry().mutex);
   Sharer* sharer = write_hook::sharer_of(storage);

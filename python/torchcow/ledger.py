@@ -17,7 +17,8 @@ class Event:
 
     ``kind`` is "materialize" or "eager"; ``way`` is "steal" (the last sharer took the memory: nothing copied),
     "copy", "skip" (the write overwrote everything: nothing copied) or "eager"; ``operator`` is what wrote;
-    ``bytes`` the size of the storage; ``reason`` why it was copied when cloned.
+    ``bytes`` the size of the storage; ``reason`` why it was copied when cloned, in one word, and ``explanation`` in a
+    sentence.
     """
 
     kind: str
@@ -25,6 +26,7 @@ class Event:
     operator: str
     bytes: int
     reason: str
+    explanation: str
     device: str
 
 
