@@ -37,7 +37,7 @@ OPERATORS = {
     "normal_": lambda ts: ts[0].normal_(),
     "out=": lambda ts: torch.mm(ONES, ONES, out=ts[0]),
     "two outs": lambda ts: torch.aminmax(ONES, dim=0, out=(ts[0], ts[1])),
-    "resize_": lambda ts: ts[0].resize_(SIDE * 2, SIDE),
+    "resize_": lambda ts: ts[0].resize_(SIDE * 2, SIDE)[SIDE:].zero_(),
     "numpy": lambda ts: ts[0].numpy(),
     "data_ptr": lambda ts: ts[0].data_ptr(),
     "storage fill_": lambda ts: ts[0].untyped_storage().fill_(0),

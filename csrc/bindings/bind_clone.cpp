@@ -50,7 +50,7 @@ py::object share_parameter(SharingCall& call, const at::Tensor& source) {
     copied(reason, bytes, source.device());
     return py::none();
   }
-  SharingCall::meet(*impl);
+  call.meet(*impl);
   const auto backend = c10::computeDispatchKey(impl->dtype().toScalarType(), at::kStrided, source.device());
   auto clone = at::detail::make_tensor<c10::TensorImpl>(
       c10::Storage(std::move(shared)), c10::DispatchKeySet(backend), impl->dtype());
@@ -71,9 +71,11 @@ py::object share_storage(SharingCall& call, py::handle source) {
   return py::reinterpret_steal<py::object>(THPStorage_Wrap(c10::Storage(std::move(shared))));
 }
 
-void meet(const at::Tensor& tensor) { SharingCall::meet(*tensor.unsafeGetTensorImpl()); }
+void meet(SharingCall& call, const at::Tensor& source) { call.meet(*source.unsafeGetTensorImpl()); }
 
-/// What refers to the tensors over one storage, and can be explained.
+void mark_clone(const at::Tensor& clone) { mark_if_shared(*clone.unsafeGetTensorImpl()); }
+
+/// The tensors over one storage, and whether all references to them can be explained.
 struct References {
   std::size_t tensors = 0;
   bool all_explained = true;
@@ -81,8 +83,7 @@ struct References {
 
 /// A tensor is held by its Python object; by its gradient accumulator, which is harmless; and by the views
 /// of it that we know. A consumer of DLPack, or a graph that saved it, holds one reference more.
-References references_to(const c10::StorageImpl& storage) {
-  const auto tensors = met_tensors(storage);
+References references_to(const std::vector<MetTensor>& tensors) {
   std::unordered_map<const c10::TensorImpl*, std::size_t> bases;
   for (const auto& tensor : tensors) {
     if (tensor->autograd_meta() == nullptr) continue;
@@ -93,7 +94,7 @@ References references_to(const c10::StorageImpl& storage) {
   }
   References found{tensors.size(), true};
   for (const auto& tensor : tensors) {
-    // Its Python object, and `tensors` here.
+    // Its Python object, and the call.
     std::size_t explained = (tensor->pyobj_slot()->load_pyobj() != nullptr ? 1 : 0) + 1 + bases[tensor.get()];
     const auto* meta = static_cast<torch::autograd::AutogradMeta*>(tensor->autograd_meta());
     if (meta != nullptr && !meta->grad_accumulator_.expired()) ++explained;
@@ -103,19 +104,19 @@ References references_to(const c10::StorageImpl& storage) {
 }
 
 /// Meets every tensor among `objects` (all that the garbage collector tracks) that lies on one of `storages`.
-void meet_all(const py::list& objects, const std::unordered_set<const c10::StorageImpl*>& storages) {
+void meet_all(SharingCall& call, const py::list& objects, const std::unordered_set<const c10::StorageImpl*>& storages) {
   auto* tensor_type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
   for (auto object : objects) {
     // No isinstance: it would ask each object for its __class__, which runs foreign code.
     if (!PyType_IsSubtype(Py_TYPE(object.ptr()), tensor_type)) continue;
     const auto& tensor = THPVariable_Unpack(object.ptr());
     if (!tensor.defined() || !tensor.unsafeGetTensorImpl()->has_storage()) continue;
-    if (storages.contains(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl())) meet(tensor);
+    if (storages.contains(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl())) meet(call, tensor);
   }
 }
 
-bool explained(const SharingCall::Made& made) {
-  const auto references = references_to(*made.source);
+bool explained(const SharingCall& call, const SharingCall::Made& made) {
+  const auto references = references_to(call.met(*made.source));
   // One more: `made` itself.
   return references.all_explained && made.source.use_count() <= references.tensors + python_references(*made.source) + 1;
 }
@@ -126,7 +127,7 @@ void finish(SharingCall& call, bool strict, const py::function& tracked_objects)
   std::vector<const SharingCall::Made*> doubtful;
   std::unordered_set<const c10::StorageImpl*> storages;
   for (const auto& made : call.made()) {
-    if (explained(made)) {
+    if (explained(call, made)) {
       SharingCall::confirm(made);
     } else {
       doubtful.push_back(&made);
@@ -134,9 +135,9 @@ void finish(SharingCall& call, bool strict, const py::function& tracked_objects)
     }
   }
   if (doubtful.empty()) return;
-  if (!strict) meet_all(tracked_objects(), storages);
+  if (!strict) meet_all(call, tracked_objects(), storages);
   for (const auto* made : doubtful) {
-    if (!strict && made->source->resizable() && explained(*made)) {
+    if (!strict && made->source->resizable() && explained(call, *made)) {
       SharingCall::confirm(*made);
     } else {
       SharingCall::take_back(*made, strict ? Reason::strict : Reason::outside);
@@ -164,8 +165,9 @@ void bind_clone(py::module_& module) {
       .def(py::init<>())
       .def("share_parameter", &share_parameter, py::arg("source"))
       .def("share_storage", &share_storage, py::arg("source"))
+      .def("meet", &meet, py::arg("source"))
       .def("finish", &finish, py::arg("strict"), py::arg("tracked_objects"));
-  module.def("meet", &meet, py::arg("tensor"));
+  module.def("mark_clone", &mark_clone, py::arg("clone"));
   module.def("record_copied_tensor", &copied_tensor, py::arg("tensor"));
   module.def("materialize", &materialize_tensors, py::arg("tensors"));
 }

@@ -99,7 +99,7 @@ class BarrierKernel final : public c10::OperatorKernel {
     if (traits_.adopts_storage) {
       const at::Tensor self = arguments[0].toTensor();
       op.redispatchBoxed(below, stack);
-      if (self.defined()) SharingCall::meet(*self.unsafeGetTensorImpl());
+      if (self.defined()) mark_if_shared(*self.unsafeGetTensorImpl());
       return;
     }
     c10::SmallVector<WriteTarget, 4> targets;

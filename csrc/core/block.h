@@ -1,6 +1,5 @@
 #pragma once
 
-#include <ATen/core/TensorBody.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/Stream.h>
@@ -37,8 +36,6 @@ struct Block;
 class StreamOrder;
 
 using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
-using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
-using KnownTensors = c10::SmallVector<WeakTensor, 1>;
 
 /// One storage that reads `bytes` bytes of `block`, from `offset` on.
 struct Sharer {
@@ -47,7 +44,6 @@ struct Sharer {
   std::size_t bytes;
   c10::StorageImpl* storage;        ///< nullptr: the storage left while a materialization was under way
   std::optional<c10::Stream> home;  ///< the stream on which the clone was made; none on the CPU
-  KnownTensors tensors;             ///< tensors over the storage that the engine has met
   bool claimed = false;             ///< a materialization is under way (materialize.h)
   std::thread::id claimant;
   std::uint64_t claim_epoch = 0;    ///< fork epoch of the claim (registry.h)
@@ -61,7 +57,6 @@ struct Sharer {
 /// started before the move.
 struct Leaver {
   WeakStorage storage;
-  KnownTensors tensors;
   double left_at;  ///< seconds, steady clock
 };
 

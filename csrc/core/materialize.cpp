@@ -183,7 +183,8 @@ bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skip
   Jobs jobs;
   Garbage garbage;
   try {
-    claim(targets, skipped != nullptr, jobs);
+    // A reader in another thread must find old or new values, never memory that nobody has written yet.
+    claim(targets, skipped != nullptr && alone(), jobs);
     if (jobs.empty()) return false;
     if (skipped != nullptr) skipped->reserve(skipped->size() + jobs.size());
     prepare(jobs, cause);

@@ -12,7 +12,7 @@
 ///
 ///   steal   it was the block's last sharer, and reads all of it: take the block's memory. No copy.
 ///   copy    allocate and copy the sharer's span.
-///   skip    the operator overwrites every byte: allocate, and copy nothing.
+///   skip    the operator overwrites every byte, and no other thread can look: allocate, copy nothing.
 ///
 /// The order of steps is what makes a failure harmless (I5): claim; allocate everything; copy
 /// everything; and only then, under the mutex, give up the blocks. Nothing after the copies can fail. So

@@ -76,7 +76,7 @@ void leave(Sharer& sharer, bool remember, Garbage& garbage) {
   --self.sharer_count;
   if (remember && sharer.storage != nullptr) {
     block.leavers.push_back(
-        {WeakStorage::reclaim_copy(sharer.storage), std::move(sharer.tensors), steady_seconds()});
+        {WeakStorage::reclaim_copy(sharer.storage), steady_seconds()});
   }
   if (block.sharer_count == 0) {
     self.remove(block);

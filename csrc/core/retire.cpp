@@ -9,26 +9,17 @@ namespace {
 
 bool (*other_threads)() = nullptr;
 
-bool alone() { return other_threads != nullptr && !other_threads(); }
-
-bool references_idle(const Leaver& leaver) {
-  std::size_t known = 0;
-  for (const auto& tensor : leaver.tensors) {
-    const auto held = tensor.use_count();
-    if (held > 1) return false;
-    known += held;
-  }
-  // The weak reference keeps the struct readable, dead or alive.
-  return leaver.storage.use_count() <= known + python_references(*leaver.storage._unsafe_get_target());
-}
-
 bool still_reads(const Leaver& leaver) {
-  if (leaver.storage.use_count() == 0) return false;
-  if (!references_idle(leaver)) return true;
+  const auto references = leaver.storage.use_count();
+  if (references == 0) return false;
+  // The weak reference keeps the struct readable, dead or alive.
+  if (references > 1 + python_references(*leaver.storage._unsafe_get_target())) return true;
   return steady_seconds() - leaver.left_at < grace_seconds && !alone();
 }
 
 }  // namespace
+
+bool alone() noexcept { return other_threads != nullptr && !other_threads(); }
 
 double steady_seconds() noexcept {
   using namespace std::chrono;

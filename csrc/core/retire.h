@@ -6,21 +6,20 @@
 ///
 /// A storage that is materialized moves away from its block. An operator that started before the move,
 /// in another thread, still reads there; without us it would read memory that is being written (torn
-/// values), never memory that was freed. The same holds for a consumer that took a pointer before
-/// the storage was shared. So a block that lost its last sharer is freed at once only if each
-/// storage that once moved away from it (its leavers) is
+/// values), never memory that was freed. The same holds for an alias through which somebody took a
+/// pointer. So a block that lost its last sharer is freed at once only if each storage that once moved
+/// away from it (its leavers) is
 ///   1. dead, or
-///   2. referenced by nobody but the tensors that the engine knows, each of which is held once (an
-///      operator or a DLPack consumer holds another reference), and either
+///   2. held by a single tensor, so that no alias is left, and either
 ///      2a. no other thread can run Python, or
-///      2b. it moved away more than `grace_seconds` ago (a method call on a tensor holds no reference
-///          of its own, so references alone do not tell).
+///      2b. it moved away more than `grace_seconds` ago. Nothing tells whether an operator in another
+///          thread still runs: a method call on a tensor holds no reference of its own.
 /// Other blocks wait in `registry().retired` and are looked at again whenever the engine runs. A block
 /// that may be read by a leaver is not stolen either: the thief could free it.
 
 namespace torchcow {
 
-inline constexpr double grace_seconds = 1.0;
+inline constexpr double grace_seconds = 3.0;
 
 [[nodiscard]] double steady_seconds() noexcept;
 
@@ -32,6 +31,9 @@ void retire(Block& block, Garbage& garbage);
 
 /// Frees retired blocks that nobody can read any more. The registry's mutex is held.
 void sweep_retired(Garbage& garbage);
+
+/// Can no other thread be inside an operator?
+[[nodiscard]] bool alone() noexcept;
 
 /// Installed by the bindings: may a thread other than the caller be inside an operator? Called with the
 /// mutex held, so it must not block. Without it: yes.

@@ -12,6 +12,7 @@
 #include <c10/core/impl/COW.h>
 #include <c10/core/impl/COWDeleter.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bitset>
 #include <thread>
@@ -144,17 +145,37 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
   return clone;
 }
 
-void SharingCall::meet(c10::TensorImpl& tensor) {
-  if (!tensor.has_storage() || tensor.unsafe_storage().unsafeGetStorageImpl() == nullptr) return;
-  auto& storage = *tensor.unsafe_storage().unsafeGetStorageImpl();
+namespace {
+
+c10::StorageImpl* storage_of(const c10::TensorImpl& tensor) {
+  return tensor.has_storage() ? tensor.unsafe_storage().unsafeGetStorageImpl() : nullptr;
+}
+
+bool is_sharer(const c10::StorageImpl& storage) {
   std::lock_guard lock(registry().mutex);
-  Sharer* sharer = write_hook::sharer_of(storage);
-  if (sharer == nullptr) return;
+  return write_hook::sharer_of(storage) != nullptr;
+}
+
+}  // namespace
+
+void SharingCall::meet(c10::TensorImpl& tensor) {
+  auto* storage = storage_of(tensor);
+  if (storage == nullptr || !is_sharer(*storage)) return;
   mark(tensor);
-  for (auto& known : sharer->tensors) {
-    if (known._unsafe_get_target() == &tensor) return;
-  }
-  sharer->tensors.push_back(WeakTensor::reclaim_copy(&tensor));
+  auto& known = met_[storage];
+  const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
+  if (std::none_of(known.begin(), known.end(), same)) known.push_back(MetTensor::reclaim_copy(&tensor));
+}
+
+const std::vector<MetTensor>& SharingCall::met(const c10::StorageImpl& source) const {
+  static const std::vector<MetTensor> none;
+  const auto found = met_.find(&source);
+  return found == met_.end() ? none : found->second;
+}
+
+void mark_if_shared(c10::TensorImpl& tensor) {
+  const auto* storage = storage_of(tensor);
+  if (storage != nullptr && is_sharer(*storage)) mark(tensor);
 }
 
 void SharingCall::confirm(const Made& made) {
@@ -168,17 +189,6 @@ void SharingCall::take_back(const Made& made, Reason reason) {
     materialize({{clone.get()}}, {"torchcow.clone", false, false});
   }
   materialize({{made.source.get()}}, {"torchcow.clone", false, false});
-}
-
-std::vector<c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> met_tensors(const c10::StorageImpl& storage) {
-  std::vector<c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> tensors;
-  std::lock_guard lock(registry().mutex);
-  if (const Sharer* sharer = write_hook::sharer_of(storage)) {
-    for (auto& known : sharer->tensors) {
-      if (auto tensor = known.lock()) tensors.push_back(std::move(tensor));
-    }
-  }
-  return tensors;
 }
 
 std::size_t set_tiny_bytes(std::size_t bytes) noexcept { return tiny_bytes.exchange(bytes); }

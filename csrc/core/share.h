@@ -4,7 +4,11 @@
 #include "ledger.h"
 #include "stream_order.h"
 
+#include <c10/core/TensorImpl.h>
+#include <c10/core/UndefinedTensorImpl.h>
+
 #include <map>
+#include <unordered_map>
 #include <vector>
 
 /// Sharing: a new storage that reads the memory of another one.
@@ -24,6 +28,8 @@
 
 namespace torchcow {
 
+using MetTensor = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
 class SharingCall {
  public:
   SharingCall() = default;
@@ -34,8 +40,8 @@ class SharingCall {
   c10::intrusive_ptr<c10::StorageImpl> share(
       c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason);
 
-  /// Tells the engine of a tensor over a sharer, and puts the barrier's dispatch key on it.
-  static void meet(c10::TensorImpl& tensor);
+  /// Counts a tensor over one of the sources, and puts the barrier's dispatch key on it.
+  void meet(c10::TensorImpl& tensor);
 
   /// A block that this call made: its source, and the clones so far.
   struct Made {
@@ -43,6 +49,9 @@ class SharingCall {
     c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 1> clones;
   };
   [[nodiscard]] const std::vector<Made>& made() const noexcept { return made_; }
+
+  /// The tensors over `source` that the call has met. They are held until the call ends.
+  [[nodiscard]] const std::vector<MetTensor>& met(const c10::StorageImpl& source) const;
 
   /// Ends the probation of a block.
   static void confirm(const Made& made);
@@ -55,10 +64,11 @@ class SharingCall {
 
   std::map<c10::DeviceIndex, StreamOrder::Ready> ready_;
   std::vector<Made> made_;
+  std::unordered_map<const c10::StorageImpl*, std::vector<MetTensor>> met_;
 };
 
-/// The tensors over `storage` that the engine has met and that are alive.
-std::vector<c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>> met_tensors(const c10::StorageImpl& storage);
+/// Puts the barrier's dispatch key on a tensor whose storage is a sharer.
+void mark_if_shared(c10::TensorImpl& tensor);
 
 /// Smaller storages on the CPU are copied. Returns the old value.
 std::size_t set_tiny_bytes(std::size_t bytes) noexcept;

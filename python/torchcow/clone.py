@@ -72,16 +72,17 @@ def _copy_parameter(source: torch.nn.Parameter, memo: dict[int, Any]) -> torch.n
     if data is None:
         return _inherited[torch.nn.Parameter](source, memo)
     result = torch.nn.Parameter(data, source.requires_grad)
-    _C.meet(result)
+    _C.mark_clone(result)
     return result
 
 
 def _copy_tensor(source: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
     result: torch.Tensor = _inherited[torch.Tensor](source, memo)
-    if id(memo) in _calls:
+    call = _calls.get(id(memo))
+    if call is not None:
         if source.layout == torch.strided and not source.is_quantized:
-            _C.meet(source)
-            _C.meet(result)
+            call.meet(source)
+            _C.mark_clone(result)
         else:
             _C.record_copied_tensor(source)
     return result
