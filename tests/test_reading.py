@@ -43,7 +43,6 @@ QUESTIONS = {
     "asarray with copy": lambda t: torch.asarray(t, copy=True),
     "sparse": lambda t: t.to_sparse(),
     "csr": lambda t: t.to_sparse_csr(),
-    "mkldnn": lambda t: t.to_mkldnn().to_dense(),
     "meta": lambda t: t.to("meta"),
     "double": lambda t: t.double(),
     "to other": lambda t: t.to(torch.ones(1, dtype=torch.int16)),
@@ -115,6 +114,7 @@ UNSHARING = {
     "save": lambda t: torch.save(t, io.BytesIO()),
     "bytes of the storage": lambda t: bytes(t.untyped_storage()[:8]),
     "storage list": lambda t: t.storage().tolist(),
+    "mkldnn": lambda t: t.to_mkldnn().to_dense(),
 }
 
 

@@ -73,8 +73,6 @@ py::object share_storage(SharingCall& call, py::handle source) {
 
 void meet(SharingCall& call, const at::Tensor& source) { call.meet(*source.unsafeGetTensorImpl()); }
 
-void mark_clone(const at::Tensor& clone) { mark_if_shared(*clone.unsafeGetTensorImpl()); }
-
 /// The tensors over one storage, and whether all references to them can be explained.
 struct References {
   std::size_t tensors = 0;
@@ -167,7 +165,6 @@ void bind_clone(py::module_& module) {
       .def("share_storage", &share_storage, py::arg("source"))
       .def("meet", &meet, py::arg("source"))
       .def("finish", &finish, py::arg("strict"), py::arg("tracked_objects"));
-  module.def("mark_clone", &mark_clone, py::arg("clone"));
   module.def("record_copied_tensor", &copied_tensor, py::arg("tensor"));
   module.def("materialize", &materialize_tensors, py::arg("tensors"));
 }

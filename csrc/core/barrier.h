@@ -1,43 +1,64 @@
 #pragma once
 
-#include <c10/core/StorageImpl.h>
-#include <c10/core/TensorImpl.h>
+#include "operators.h"
+#include "writing.h"
+
+#include <ATen/core/TensorBody.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstddef>
 
 /// The dispatcher barrier: layer L1, which sees a write as an operator call, before it runs.
 ///
-/// Tensors that the engine has met carry the dispatch key `DeferredInit`, which torch defines for others
-/// and does not use; views and detached tensors inherit it. For that key
-///   - reads fall through: they cost nothing;
-///   - each operator that writes (operators.h) has one boxed kernel: it materializes all written
-///     arguments, all or none, and calls on.
-/// Multi-tensor operators are also caught on the key `BackendSelect`, which every call passes: their CUDA
-/// kernels write through const pointers, which layer L2 cannot see, and their arguments may be
-/// tensors that were made before the clone and carry no key. `set_` is caught there too: it can put a
-/// tensor without the key on a sharer's storage.
+/// Each operator that writes (operators.h) has a kernel on the dispatch key `BackendSelect`, which torch
+/// puts into every call of every thread, just above the backends. The kernel announces what is written
+/// (writing.h), materializes all written arguments, all or none, and calls on. So
+///   - operators that only read have no kernel of ours: they cost nothing;
+///   - a write is seen whatever tensor it goes through: no tensor is marked, so an alias that was made
+///     before the clone is seen like any other. Multi-tensor operators on CUDA need this, as their
+///     kernels write through const pointers, which layer L2 cannot see;
+///   - what a Python mode, a transform or tracing swallows above the backends is no write.
 ///
-/// Operators registered later are covered by a listener on the dispatcher.
+/// The kernel is boxed, but for the operators of barrier_fast.cpp, which are called in loops over
+/// small tensors. Operators registered later are covered by a listener on the dispatcher.
 ///
-/// While a kernel of ours runs, its written storages count as being written: a clone taken by another
-/// thread at that moment copies them (Reason::writing).
-///
-/// skip: only if what is left of the dispatch is autograd and the backend (no Python mode, transform or
-/// wrapper could swallow the operator), the target covers its storage exactly, and no other argument
-/// reads that storage. If the operator throws, what was there is restored.
+/// skip: the target covers its storage exactly, and no other argument reads that storage. If the operator
+/// throws, what was there is restored.
 
 namespace torchcow {
 
 /// Registers the kernels. Once, before the first clone; takes some milliseconds.
 void install_barrier();
 
-/// Puts the barrier's key on a tensor.
-void mark(c10::TensorImpl& tensor) noexcept;
-
-/// Is an operator of this or another thread writing `storage` now? The registry's mutex is held.
-bool being_written(const c10::StorageImpl& storage) noexcept;
-
 /// Number of operators that have a kernel, for diagnostics and tests.
-std::size_t covered_operators() noexcept;
+[[nodiscard]] std::size_t covered_operators() noexcept;
+
+inline constexpr auto barrier_key = c10::DispatchKey::BackendSelect;
+
+inline c10::DispatchKeySet below_barrier(c10::DispatchKeySet keys) {
+  return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, barrier_key);
+}
+
+/// The storage of a tensor that has one, or nullptr.
+[[nodiscard]] c10::StorageImpl* storage_of(const at::Tensor& tensor) noexcept;
+
+/// Does the tensor cover every byte of its storage?
+[[nodiscard]] bool covers_storage(const at::Tensor& tensor);
+
+/// What one call writes: the storages, and the tensors that it overwrites.
+struct Writes {
+  c10::SmallVector<WriteTarget, 4> targets;
+  c10::SmallVector<at::Tensor, 1> overwritten;
+};
+
+/// Is one of the targets a sharer? A hint: no lock is taken.
+[[nodiscard]] bool any_shared(const Writes& writes) noexcept;
+
+/// Materializes, calls, and finishes what was skipped.
+void write_through(const OperatorTraits& traits, const Writes& writes, c10::function_ref<void()> call);
+
+/// Registers the unboxed kernels; returns the names they cover.
+void install_fast_barrier();
 
 }  // namespace torchcow

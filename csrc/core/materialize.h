@@ -2,6 +2,7 @@
 
 #include "block.h"
 #include "registry.h"
+#include "writing.h"
 
 #include <c10/util/ArrayRef.h>
 
@@ -33,11 +34,6 @@ struct Cause {
   std::string_view operator_name;
   bool raw_pointer = false;  ///< the pointer may be used on any stream at once: wait on the host
   bool visible = true;       ///< false: nobody has seen the sharers yet (no event, no leavers)
-};
-
-struct WriteTarget {
-  c10::StorageImpl* storage;
-  bool overwritten = false;  ///< the operator writes every byte and reads none: skip is allowed
 };
 
 /// A skipped copy, until its operator has returned: what the storage held can still be restored.

@@ -35,7 +35,7 @@ const std::unordered_map<std::string_view, std::vector<std::string_view>>& unmar
 
 const Names& metadata_writers() {
   static const Names names = {
-      "aten::set", "aten::set_data", "aten::detach_", "aten::requires_grad_", "aten::retain_grad", "aten::t_", "aten::transpose_",
+      "aten::set_", "aten::set", "aten::set_data", "aten::detach_", "aten::requires_grad_", "aten::retain_grad", "aten::t_", "aten::transpose_",
       "aten::swapaxes_", "aten::swapdims_", "aten::squeeze_", "aten::unsqueeze_", "aten::as_strided_", "aten::rename_",
       "aten::_coalesced_", "aten::sparse_resize_", "aten::sparse_resize_and_clear_", "aten::swapaxes_", "aten::moveaxis_",
       "aten::conj_", "aten::_set_conj", "aten::_set_neg", "aten::_resize_output_", "aten::refine_names", "aten::align_to"};
@@ -77,11 +77,12 @@ const std::unordered_map<std::string_view, std::vector<std::string_view>>& raw_r
   return table;
 }
 
-bool is_tensor_list(const c10::Argument& argument) {
-  const auto& type = *argument.type();
-  if (type.kind() == c10::TypeKind::ListType) return true;
-  if (type.kind() != c10::TypeKind::OptionalType) return false;
-  return type.castRaw<c10::OptionalType>()->getElementType()->kind() == c10::TypeKind::ListType;
+/// The flag that says whether normalization updates its running statistics.
+std::optional<std::uint32_t> training_flag(const c10::FunctionSchema& schema) {
+  for (const auto* name : {"training", "train", "use_input_stats"}) {
+    if (const auto index = schema.argumentIndexWithName(name)) return static_cast<std::uint32_t>(*index);
+  }
+  return std::nullopt;
 }
 
 bool is_written(const c10::Argument& argument, const std::string& op_name, bool collective) {
@@ -106,20 +107,18 @@ std::optional<OperatorTraits> traits_of(const c10::OperatorHandle& op) {
   OperatorTraits traits;
   traits.name = schema.overload_name().empty() ? name : name + "." + schema.overload_name();
   traits.argument_count = schema.arguments().size();
-  if (name == "aten::set_") {
-    traits.adopts_storage = true;
-    return traits;
-  }
   const bool collective = name.starts_with("c10d::");
   bool has_out = false;
+  bool only_statistics = true;
   for (std::uint32_t i = 0; i < schema.arguments().size(); ++i) {
     const auto& argument = schema.arguments()[i];
     if (!is_written(argument, name, collective)) continue;
-    traits.written.push_back({i, is_tensor_list(argument)});
-    traits.writes_list = traits.writes_list || traits.written.back().is_list;
+    traits.written.push_back(i);
+    only_statistics = only_statistics && argument.name().starts_with("running_");
     has_out = has_out || argument.is_out();
   }
   if (traits.written.empty()) return std::nullopt;
+  if (only_statistics) traits.only_if = training_flag(schema);
   traits.overwrites = has_out ? out_overwriters().contains(name) && traits.written.size() == 1 : overwriters().contains(name);
   traits.resizes = name == "aten::resize_" || name == "aten::resize_as_";
   traits.records_stream = name == "aten::record_stream";

@@ -18,20 +18,14 @@
 
 namespace torchcow {
 
-struct WrittenArgument {
-  std::uint32_t index;
-  bool is_list;
-};
-
 struct OperatorTraits {
   std::string name;
-  std::vector<WrittenArgument> written;
+  std::vector<std::uint32_t> written;     ///< indices of arguments
+  std::optional<std::uint32_t> only_if;   ///< a flag without which nothing is written (`training`)
   std::uint32_t argument_count = 0;
   bool overwrites = false;
   bool resizes = false;         ///< resize_ and its kin: written only if it grows
   bool records_stream = false;  ///< record_stream
-  bool adopts_storage = false;  ///< set_: a tensor without our key may now lie on a sharer
-  bool writes_list = false;     ///< a multi-tensor operator: may write through const pointers on CUDA
 };
 
 /// Nothing if the operator writes no tensor's memory.

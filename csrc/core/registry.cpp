@@ -2,6 +2,7 @@
 
 #include "retire.h"
 #include "stream_order.h"
+#include "writing.h"
 
 #include <pthread.h>
 
@@ -17,6 +18,7 @@ void after_fork_in_child() {
   ++self.fork_epoch;
   // Waiters of the parent do not exist here; a condition variable that remembers them is replaced.
   new (&self.claims_changed) std::condition_variable();
+  forget_other_writers();
   self.mutex.unlock();
 }
 

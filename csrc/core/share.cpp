@@ -1,12 +1,12 @@
 #include "share.h"
 
-#include "barrier.h"
 #include "host_memory.h"
 #include "materialize.h"
 #include "registry.h"
 #include "retire.h"
 #include "verify.h"
 #include "write_hook.h"
+#include "writing.h"
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/COW.h>
@@ -105,10 +105,6 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
     wait_for_claims(lock);
     origin = write_hook::sharer_of(source);
   }
-  if (being_written(source)) {
-    reason = Reason::writing;
-    return {};
-  }
   if (origin != nullptr && origin->block->probation != nullptr && origin->block->probation != this) {
     reason = Reason::writing;
     return {};
@@ -128,6 +124,13 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
     // The block must know address and device before a sharer can point into it.
     block->data = c10::DataPtr(source._mutable_data_ptr_no_checks().get(), device);
     block->data = write_hook::arm(source, *origin);
+    if (being_written(source)) {  // the order is writing.h's: armed first, then looked
+      write_hook::reseat(source, std::move(block->data), false);
+      reason = Reason::writing;
+      delete origin;
+      delete block;
+      return {};
+    }
     enlist(*origin);
     state.add(*block);
     fingerprint(*block);
@@ -161,7 +164,6 @@ bool is_sharer(const c10::StorageImpl& storage) {
 void SharingCall::meet(c10::TensorImpl& tensor) {
   auto* storage = storage_of(tensor);
   if (storage == nullptr || !is_sharer(*storage)) return;
-  mark(tensor);
   auto& known = met_[storage];
   const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
   if (std::none_of(known.begin(), known.end(), same)) known.push_back(MetTensor::reclaim_copy(&tensor));
@@ -171,11 +173,6 @@ const std::vector<MetTensor>& SharingCall::met(const c10::StorageImpl& source) c
   static const std::vector<MetTensor> none;
   const auto found = met_.find(&source);
   return found == met_.end() ? none : found->second;
-}
-
-void mark_if_shared(c10::TensorImpl& tensor) {
-  const auto* storage = storage_of(tensor);
-  if (storage != nullptr && is_sharer(*storage)) mark(tensor);
 }
 
 void SharingCall::confirm(const Made& made) {

@@ -40,7 +40,7 @@ class SharingCall {
   c10::intrusive_ptr<c10::StorageImpl> share(
       c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason);
 
-  /// Counts a tensor over one of the sources, and puts the barrier's dispatch key on it.
+  /// Counts a tensor over one of the sources.
   void meet(c10::TensorImpl& tensor);
 
   /// A block that this call made: its source, and the clones so far.
@@ -66,9 +66,6 @@ class SharingCall {
   std::vector<Made> made_;
   std::unordered_map<const c10::StorageImpl*, std::vector<MetTensor>> met_;
 };
-
-/// Puts the barrier's dispatch key on a tensor whose storage is a sharer.
-void mark_if_shared(c10::TensorImpl& tensor);
 
 /// Smaller storages on the CPU are copied. Returns the old value.
 std::size_t set_tiny_bytes(std::size_t bytes) noexcept;

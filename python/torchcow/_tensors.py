@@ -10,17 +10,17 @@ import torch
 
 def named_tensors(obj: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (dotted name, tensor) for modules, optimizers, mappings, sequences and plain attributes; each tensor once."""
-    yield from _walk(obj, prefix, set())
+    yield from _walk(obj, prefix, {})
 
 
 def _join(prefix: str, name: object) -> str:
     return f"{prefix}.{name}" if prefix else str(name)
 
 
-def _walk(obj: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+def _walk(obj: Any, prefix: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     if id(obj) in seen or isinstance(obj, (type, str, bytes, int, float, bool, type(None))):
         return
-    seen.add(id(obj))
+    seen[id(obj)] = obj  # kept alive: the identity of a temporary could come again
     if isinstance(obj, torch.Tensor):
         yield prefix, obj
         if obj.is_leaf and obj.grad is not None:

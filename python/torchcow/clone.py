@@ -71,9 +71,7 @@ def _copy_parameter(source: torch.nn.Parameter, memo: dict[int, Any]) -> torch.n
     data = None if call is None else call.share_parameter(source)
     if data is None:
         return _inherited[torch.nn.Parameter](source, memo)
-    result = torch.nn.Parameter(data, source.requires_grad)
-    _C.mark_clone(result)
-    return result
+    return torch.nn.Parameter(data, source.requires_grad)
 
 
 def _copy_tensor(source: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
@@ -82,7 +80,6 @@ def _copy_tensor(source: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
     if call is not None:
         if source.layout == torch.strided and not source.is_quantized:
             call.meet(source)
-            _C.mark_clone(result)
         else:
             _C.record_copied_tensor(source)
     return result

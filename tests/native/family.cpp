@@ -30,8 +30,8 @@ at::Tensor clone(SharingCall& call, const at::Tensor& source, Reason& reason) {
   auto shared = call.share(storage_of(source), source.storage_offset() * source.itemsize(), source.nbytes(), reason);
   if (!shared) return {};
   auto result = tensor_over(std::move(shared), source);
-  SharingCall::meet(*source.unsafeGetTensorImpl());
-  SharingCall::meet(*result.unsafeGetTensorImpl());
+  call.meet(*source.unsafeGetTensorImpl());
+  mark_if_shared(*result.unsafeGetTensorImpl());
   return result;
 }
 
