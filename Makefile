@@ -131,7 +131,8 @@ test-torch: ## build and test with TORCH_VERSION=... in an environment of its ow
 	@$(MAKE) --no-print-directory VENV=$(OTHER) TORCH_VERSION=$(TORCH_VERSION) test
 
 bench: $(VENV)/.dev build ## benchmarks
-	$(BIN)/python -m pytest benchmarks $(PYTEST_ARGS)
+	$(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_cuda.py --benchmark-disable-gc \
+	  --benchmark-quiet $(PYTEST_ARGS)
 
 gpu: ## on a machine with a GPU: build against the torch that is installed there, all tests, CUDA benchmarks
 	tests/cuda/run_on_gpu.sh

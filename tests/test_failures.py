@@ -182,3 +182,15 @@ def test_the_error_says_what_could_not_be_had():
     with torchcow.testing.fail_allocations(after=0), pytest.raises(OUT_OF_MEMORY, match=r"(?i)memory|alloc"):
         clone.add_(1)
     del source
+
+
+@pytest.mark.sharing
+def test_the_error_names_the_tensor():
+    model = torch.nn.ModuleDict({"head": torch.nn.Linear(SIDE, SIDE)})
+    clone = torchcow.clone(model)
+    with torchcow.testing.fail_allocations(after=0), pytest.raises(RuntimeError) as caught, torch.no_grad():
+        clone["head"].weight.add_(1)
+    text = str(caught.value)
+    for part in ("ModuleDict.head.weight", f"{4 * SIDE * SIDE} bytes on cpu", "aten::add_.Tensor", "try again"):
+        assert part in text, text
+    assert torchcow.is_shared(clone["head"].weight)

@@ -154,6 +154,25 @@ void materialize_tensors(const std::vector<at::Tensor>& tensors) {
   materialize(targets, {"torchcow.materialize", false});
 }
 
+/// A Python function from the identity of a storage to a dotted name or None; lives as long as the process.
+py::function* name_finder = nullptr;
+
+std::string find_name(const c10::StorageImpl& storage) {
+  if (name_finder == nullptr || !Py_IsInitialized()) return {};
+  const py::gil_scoped_acquire locked;
+  try {
+    const py::object name = (*name_finder)(reinterpret_cast<std::uintptr_t>(&storage));
+    return name.is_none() ? std::string() : name.cast<std::string>();
+  } catch (py::error_already_set&) {
+    return {};  // the error that is being described matters more
+  }
+}
+
+void set_name_finder(const py::function& finder) {
+  name_finder = new py::function(finder);
+  set_name_resolver(&find_name);
+}
+
 void copied_tensor(const at::Tensor& tensor) { copied(Reason::kind, tensor.unsafeGetTensorImpl()->has_storage() ? tensor.nbytes() : 0, tensor.device()); }
 
 }  // namespace
@@ -167,6 +186,7 @@ void bind_clone(py::module_& module) {
       .def("finish", &finish, py::arg("strict"), py::arg("tracked_objects"));
   module.def("record_copied_tensor", &copied_tensor, py::arg("tensor"));
   module.def("materialize", &materialize_tensors, py::arg("tensors"));
+  module.def("set_name_finder", &set_name_finder, py::arg("finder"));
 }
 
 }  // namespace torchcow

@@ -21,6 +21,7 @@ namespace {
 
 std::atomic<std::int64_t> allocations_left{-1};
 std::atomic<bool> poison{false};
+std::string (*resolve_name)(const c10::StorageImpl&) = nullptr;
 
 struct Job {
   c10::StorageImpl* storage;
@@ -46,6 +47,13 @@ c10::DataPtr allocate(const Job& job) {
     c10::impl::VirtualGuardImpl(device.type()).recordDataPtrOnStream(memory, *job.sharer->home);
   }
   return memory;
+}
+
+/// The tensor of a job as an error calls it.
+std::string describe(const Job& job) {
+  const auto name = resolve_name != nullptr ? resolve_name(*job.storage) : std::string();
+  return c10::str(
+      name.empty() ? "a shared tensor" : name, " (", job.sharer->bytes, " bytes on ", job.sharer->block->device(), ")");
 }
 
 bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == sharer.block->bytes; }
@@ -100,8 +108,8 @@ std::optional<c10::Stream> stream_for(const Job& job, const Cause& cause) {
   const bool waits = job.way != Way::steal || job.sharer->block->order->pending(stream);
   TORCH_CHECK(
       !waits || !capturing(stream),
-      "torchcow: ", cause.operator_name, " makes the first write to shared memory (", job.sharer->bytes, " bytes on ", device,
-      ") while a graph is being captured. The copy would become a part of the graph. "
+      "torchcow: ", cause.operator_name, " makes the first write to ", describe(job),
+      " while a graph is being captured. The copy would become a part of the graph. "
       "Call torchcow.materialize(...) on what the graph writes before the capture.");
   return stream;
 }
@@ -114,8 +122,7 @@ void prepare(Jobs& jobs, const Cause& cause) {
       job.memory = allocate(job);
     } catch (c10::Error& error) {
       error.add_context(c10::str(
-          "torchcow: no memory for the first write to a shared tensor: ", job.sharer->bytes, " bytes on ",
-          job.sharer->block->device(), ", asked for by ", cause.operator_name, ", shared by ",
+          "torchcow: no memory for the first write to ", describe(job), " by ", cause.operator_name, ". It is shared by ",
           job.sharer->block->sharer_count, " tensors. Nothing was changed: all still share and hold what they held. "
           "Free memory (torchcow.materialize takes it earlier) and try again."));
       throw;
@@ -239,6 +246,7 @@ void write_hook::dropped(Sharer* sharer) noexcept {
   sweep_retired(garbage);
 }
 
+void set_name_resolver(std::string (*resolve)(const c10::StorageImpl&)) noexcept { resolve_name = resolve; }
 void fail_allocation(std::int64_t after) noexcept { allocations_left = after; }
 void poison_skipped(bool on) noexcept { poison = on; }
 

@@ -6,6 +6,7 @@
 
 #include <c10/util/ArrayRef.h>
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -52,6 +53,10 @@ void finish_skipped(const Skipped& skipped, std::size_t written);
 
 /// Called by the write hook. False: another thread was first, or the storage is no sharer any more.
 bool first_write(c10::StorageImpl* storage);
+
+/// Installed by the bindings: the dotted name of the tensor over `storage`, for error messages; may be
+/// empty. Called on failures only, without any lock.
+void set_name_resolver(std::string (*resolve)(const c10::StorageImpl& storage)) noexcept;
 
 /// Tests: lets allocation number `after` (from now on, 0-based) fail once; -1 for never.
 void fail_allocation(std::int64_t after) noexcept;

@@ -16,12 +16,9 @@ using Names = std::unordered_set<std::string_view>;
 /// Operators that write arguments which their schemas do not mark, by argument name.
 const std::unordered_map<std::string_view, std::vector<std::string_view>>& unmarked_writers() {
   static const std::unordered_map<std::string_view, std::vector<std::string_view>> table = {
-      {"aten::batch_norm", {"running_mean", "running_var"}},
-      {"aten::instance_norm", {"running_mean", "running_var"}},
       {"aten::native_batch_norm", {"running_mean", "running_var"}},
       {"aten::cudnn_batch_norm", {"running_mean", "running_var"}},
       {"aten::miopen_batch_norm", {"running_mean", "running_var"}},
-      {"aten::_batch_norm_impl_index", {"running_mean", "running_var"}},
       {"aten::batch_norm_gather_stats", {"running_mean", "running_var"}},
       {"aten::batch_norm_gather_stats_with_counts", {"running_mean", "running_var"}},
       {"aten::batch_norm_update_stats", {"running_mean", "running_var"}},
@@ -64,14 +61,10 @@ const Names& out_overwriters() {
 /// Operators that take mutable pointers only to read.
 const std::unordered_map<std::string_view, std::vector<std::string_view>>& raw_readers() {
   static const std::unordered_map<std::string_view, std::vector<std::string_view>> table = {
-      {"aten::lstm", {"params"}},
-      {"aten::gru", {"params"}},
-      {"aten::rnn_tanh", {"params"}},
-      {"aten::rnn_relu", {"params"}},
-      {"aten::mkldnn_rnn_layer", {"weight1", "weight2", "weight3", "weight4"}},
+      {"aten::mkldnn_rnn_layer", {"input", "weight0", "weight1", "weight2", "weight3", "hx_", "cx_"}},
+      {"aten::mkldnn_rnn_layer_backward", {"input", "weight1", "weight2", "weight3", "weight4", "hx_", "cx_tmp"}},
       {"aten::channel_shuffle", {"self"}},
       {"aten::native_channel_shuffle", {"self"}},
-      {"aten::scaled_dot_product_attention", {"attn_mask"}},
       {"aten::_scaled_dot_product_flash_attention_for_cpu", {"attn_mask"}},
   };
   return table;

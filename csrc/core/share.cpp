@@ -175,6 +175,21 @@ const std::vector<MetTensor>& SharingCall::met(const c10::StorageImpl& source) c
   return found == met_.end() ? none : found->second;
 }
 
+SharingCall::~SharingCall() {
+  for (const auto& made : made_) {
+    const bool confirmed = [&] {
+      std::lock_guard lock(registry().mutex);
+      const Sharer* sharer = write_hook::sharer_of(*made.source);
+      return sharer == nullptr || sharer->block->probation != this;
+    }();
+    try {
+      if (!confirmed) take_back(made, Reason::outside);
+    } catch (const std::exception&) {
+      // No memory for the copies: the block keeps its probation, so that nobody else shares it.
+    }
+  }
+}
+
 void SharingCall::confirm(const Made& made) {
   std::lock_guard lock(registry().mutex);
   if (const Sharer* sharer = write_hook::sharer_of(*made.source)) sharer->block->probation = nullptr;

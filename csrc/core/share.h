@@ -35,6 +35,8 @@ class SharingCall {
   SharingCall() = default;
   SharingCall(const SharingCall&) = delete;
   SharingCall& operator=(const SharingCall&) = delete;
+  /// Blocks that nobody has confirmed by now are taken back.
+  ~SharingCall();
 
   /// A storage over `bytes` bytes of `source`'s memory from `offset` on, or nullptr and the reason.
   c10::intrusive_ptr<c10::StorageImpl> share(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from torchcow._names import remember
 from torchcow._native import _C
 
 T = TypeVar("T")
@@ -60,7 +61,9 @@ def clone(obj: T, memo: dict[int, Any] | None = None, *, strict: bool = False) -
     call = _C.SharingCall()
     _calls[key] = call
     try:
-        return copy.deepcopy(obj, memo)
+        result = copy.deepcopy(obj, memo)
+        remember(obj, result)
+        return result
     finally:
         del _calls[key]
         call.finish(strict, gc.get_objects)

@@ -27,7 +27,7 @@ at::Tensor tensor_over(c10::intrusive_ptr<c10::StorageImpl> storage, const at::T
 }  // namespace
 
 at::Tensor clone(SharingCall& call, const at::Tensor& source, Reason& reason) {
-  auto shared = call.share(storage_of(source), source.storage_offset() * source.itemsize(), source.nbytes(), reason);
+  auto shared = call.share(storage_impl(source), source.storage_offset() * source.itemsize(), source.nbytes(), reason);
   if (!shared) return {};
   auto result = tensor_over(std::move(shared), source);
   call.meet(*source.unsafeGetTensorImpl());
@@ -57,11 +57,11 @@ Reason refusal(const at::Tensor& source) {
   return reason;
 }
 
-c10::StorageImpl& storage_of(const at::Tensor& tensor) {
+c10::StorageImpl& storage_impl(const at::Tensor& tensor) {
   return *tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
 }
 
-bool shared(const at::Tensor& tensor) { return usage(storage_of(tensor)).block != nullptr; }
+bool shared(const at::Tensor& tensor) { return usage(storage_impl(tensor)).block != nullptr; }
 
 bool same_memory(const at::Tensor& a, const at::Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
 

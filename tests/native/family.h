@@ -27,7 +27,7 @@ at::Tensor clone(SharingCall& call, const at::Tensor& source, Reason& reason);
 /// Why `source` is not shared; Reason::none if it is.
 Reason refusal(const at::Tensor& source);
 
-c10::StorageImpl& storage_of(const at::Tensor& tensor);
+c10::StorageImpl& storage_impl(const at::Tensor& tensor);
 
 /// Is the tensor's storage a sharer?
 bool shared(const at::Tensor& tensor);

@@ -264,7 +264,7 @@ TEST_F(Barrier, AnOutOfAnotherSize) {
     at::add_out(out, numbers(size), numbers(size));
     EXPECT_TRUE(same_bits(out, numbers(size).mul(2)));
     EXPECT_TRUE(same_bits(source, numbers(100)));
-    const auto* bytes = static_cast<const float*>(storage_of(out).data());
+    const auto* bytes = static_cast<const float*>(storage_impl(out).data());
     if (size == 10) {
       EXPECT_EQ(bytes[50], 51) << "what the operator did not write is what was there";
     }

@@ -24,8 +24,8 @@ void expect_adds_up(const std::vector<at::Tensor>& tensors) {
   std::size_t private_bytes = 0;
   std::set<const c10::StorageImpl*> seen;
   for (const auto& tensor : tensors) {
-    if (!seen.insert(&storage_of(tensor)).second) continue;
-    const auto used = usage(storage_of(tensor));
+    if (!seen.insert(&storage_impl(tensor)).second) continue;
+    const auto used = usage(storage_impl(tensor));
     logical += used.bytes;
     if (used.block == nullptr) {
       private_bytes += used.bytes;
@@ -91,7 +91,7 @@ TEST_F(Ledger, EveryReasonHasAWordAndASentence) {
 // Broken by: `usage` of a storage that is no sharer.
 TEST_F(Ledger, PrivateMemory) {
   const auto plain = numbers(100);
-  const auto used = usage(storage_of(plain));
+  const auto used = usage(storage_impl(plain));
   EXPECT_EQ(used.block, nullptr);
   EXPECT_EQ(used.bytes, 400U);
 }

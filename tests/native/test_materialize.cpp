@@ -22,7 +22,7 @@ using Lines = std::vector<std::string>;
 
 class Materialize : public EngineTest {};
 
-void materialize_one(const at::Tensor& tensor) { materialize({{&storage_of(tensor)}}, {"test"}); }
+void materialize_one(const at::Tensor& tensor) { materialize({{&storage_impl(tensor)}}, {"test"}); }
 
 /// A tensor whose storage allocates from `allocator`.
 at::Tensor numbers_from(HostileAllocator& allocator, std::int64_t count) {
@@ -95,10 +95,10 @@ TEST_F(Materialize, SkipsOnlyWhereTheCallerSaysSo) {
   const auto first = clone(source);
   const auto second = clone(source);
   std::vector<Skipped> skipped;
-  const std::vector<WriteTarget> targets{{&storage_of(first), true}, {&storage_of(second), false}};
+  const std::vector<WriteTarget> targets{{&storage_impl(first), true}, {&storage_impl(second), false}};
   materialize(targets, {"test"}, &skipped);
   ASSERT_EQ(skipped.size(), 1U);
-  EXPECT_EQ(skipped.front().storage.get(), &storage_of(first));
+  EXPECT_EQ(skipped.front().storage.get(), &storage_impl(first));
   EXPECT_TRUE(same_bits(second, source));
   const auto* bytes = static_cast<const unsigned char*>(first.const_data_ptr());
   EXPECT_EQ(std::count(bytes, bytes + 400, 0xFB), 400);
@@ -108,7 +108,7 @@ TEST_F(Materialize, SkipsOnlyWhereTheCallerSaysSo) {
   materializations();
 
   const auto third = clone(source);
-  materialize({{&storage_of(third), true}}, {"test"});
+  materialize({{&storage_impl(third), true}}, {"test"});
   EXPECT_EQ(materializations(), Lines{"copy test 400"}) << "nobody would have finished it";
 }
 
@@ -117,7 +117,7 @@ TEST_F(Materialize, RestoresWhatWasNotWritten) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   std::vector<Skipped> skipped;
-  materialize({{&storage_of(copy), true}}, {"test"}, &skipped);
+  materialize({{&storage_impl(copy), true}}, {"test"}, &skipped);
   static_cast<float*>(copy.mutable_data_ptr())[0] = -1;
   finish_skipped(skipped.front(), 4);
   EXPECT_EQ(copy[0].item<float>(), -1);
@@ -129,7 +129,7 @@ TEST_F(Materialize, ABatchMayNameAStorageTwice) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   const auto view = copy.view({10, 10});
-  const std::vector<WriteTarget> targets{{&storage_of(copy)}, {&storage_of(view)}, {&storage_of(copy)}};
+  const std::vector<WriteTarget> targets{{&storage_impl(copy)}, {&storage_impl(view)}, {&storage_impl(copy)}};
   materialize(targets, {"test"});
   EXPECT_EQ(materializations(), Lines{"copy test 400"});
   EXPECT_TRUE(shared(source));
@@ -143,7 +143,7 @@ TEST_F(Materialize, SiblingsInOneBatchTheLastOneSteals) {
   const auto expected = deep_copy(source);
   const std::vector<at::Tensor> family{source, clone(source), clone(source), other, clone(other)};
   std::vector<WriteTarget> targets;
-  for (const auto& tensor : family) targets.push_back({&storage_of(tensor)});
+  for (const auto& tensor : family) targets.push_back({&storage_impl(tensor)});
   materialize(targets, {"test"});
   auto lines = materializations();
   std::sort(lines.begin(), lines.end());
@@ -160,10 +160,10 @@ TEST_F(Materialize, NobodyStealsFromASkippedSibling) {
   const auto expected = deep_copy(source);
   const auto copy = clone(source);
   std::vector<Skipped> skipped;
-  const std::vector<WriteTarget> targets{{&storage_of(source), true}, {&storage_of(copy), true}};
+  const std::vector<WriteTarget> targets{{&storage_impl(source), true}, {&storage_impl(copy), true}};
   materialize(targets, {"test"}, &skipped);
   // The operator writes all targets, and then fails.
-  for (const auto& tensor : {source, copy}) std::fill_n(static_cast<float*>(storage_of(tensor).mutable_data()), 100, 0.0F);
+  for (const auto& tensor : {source, copy}) std::fill_n(static_cast<float*>(storage_impl(tensor).mutable_data()), 100, 0.0F);
   for (const auto& skip : skipped) {
     ASSERT_NE(skip.keeper->block->data.get(), nullptr) << "the block of a skipped storage was given away";
     finish_skipped(skip, 0);
@@ -182,7 +182,7 @@ TEST_F(Materialize, EveryAllocationMayFail) {
     const auto copies = clone(sources);
     const auto expected = deep_copy(sources.front());
     std::vector<WriteTarget> targets;
-    for (const auto& copy : copies) targets.push_back({&storage_of(copy)});
+    for (const auto& copy : copies) targets.push_back({&storage_impl(copy)});
     allocators[failing].fail(0);
     EXPECT_THROW(materialize(targets, {"test"}), std::bad_alloc);
     for (int i = 0; i < count; ++i) {
@@ -267,7 +267,7 @@ TEST_F(Materialize, AllocatesFromTheSourcesAllocator) {
 TEST_F(Materialize, WhatNobodySawIsNotRecorded) {
   const auto source = numbers(100);
   const auto copy = clone(source);
-  materialize({{&storage_of(copy)}}, {"test", false, false});
+  materialize({{&storage_impl(copy)}}, {"test", false, false});
   EXPECT_FALSE(shared(copy));
   EXPECT_TRUE(materializations().empty());
 }

@@ -22,7 +22,7 @@ TEST_F(Share, ReadsTheSourcesMemory) {
   const auto copy = clone(source);
   EXPECT_EQ(source.const_data_ptr(), address) << "pointers that exist must stay valid";
   EXPECT_TRUE(same_memory(source, copy));
-  EXPECT_NE(&storage_of(source), &storage_of(copy));
+  EXPECT_NE(&storage_impl(source), &storage_impl(copy));
   EXPECT_TRUE(same_bits(source, copy));
   const auto sum = totals();
   EXPECT_EQ(sum.blocks, 1U);
@@ -38,8 +38,8 @@ TEST_F(Share, AClonesCloneJoinsTheBlock) {
   const auto child = clone(source);
   const auto grandchild = clone(child);
   EXPECT_TRUE(same_memory(source, grandchild));
-  EXPECT_EQ(usage(storage_of(grandchild)).block, usage(storage_of(source)).block);
-  EXPECT_EQ(usage(storage_of(source)).block_sharers, 3U);
+  EXPECT_EQ(usage(storage_impl(grandchild)).block, usage(storage_impl(source)).block);
+  EXPECT_EQ(usage(storage_impl(source)).block_sharers, 3U);
 }
 
 // Broken by: `new_sharer` without `origin->offset`; the whole block's size for a span.
@@ -48,9 +48,9 @@ TEST_F(Share, ASpanOfASpan) {
   const auto span = clone(flat.narrow(0, 20, 50));
   const auto inner = clone(span.narrow(0, 10, 5));
   EXPECT_TRUE(same_bits(inner, deep_copy(flat.narrow(0, 30, 5))));
-  EXPECT_EQ(storage_of(span).nbytes(), 200U);
-  EXPECT_EQ(storage_of(inner).nbytes(), 20U);
-  EXPECT_EQ(usage(storage_of(inner)).block_bytes, 400U);
+  EXPECT_EQ(storage_impl(span).nbytes(), 200U);
+  EXPECT_EQ(storage_impl(inner).nbytes(), 20U);
+  EXPECT_EQ(usage(storage_impl(inner)).block_bytes, 400U);
   EXPECT_EQ(totals().logical_bytes, 620U);
   EXPECT_EQ(totals().unique_bytes, 400U);
 }
@@ -81,14 +81,14 @@ TEST_F(Share, MeetsEachTensorOnce) {
   Reason reason;
   const auto copy = clone(call, source, reason);
   call.meet(*source.unsafeGetTensorImpl());
-  EXPECT_EQ(call.met(storage_of(source)).size(), 1U);
+  EXPECT_EQ(call.met(storage_impl(source)).size(), 1U);
   const auto view = source.view({10, 10});
   call.meet(*view.unsafeGetTensorImpl());
-  EXPECT_EQ(call.met(storage_of(source)).size(), 2U);
-  EXPECT_TRUE(call.met(storage_of(copy)).empty());
+  EXPECT_EQ(call.met(storage_impl(source)).size(), 2U);
+  EXPECT_TRUE(call.met(storage_impl(copy)).empty());
   const auto stranger = numbers(100);
   call.meet(*stranger.unsafeGetTensorImpl());
-  EXPECT_TRUE(call.met(storage_of(stranger)).empty());
+  EXPECT_TRUE(call.met(storage_impl(stranger)).empty());
   const auto has_key = [](auto& tensor) { return tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::DeferredInit); };
   EXPECT_TRUE(has_key(source) && has_key(copy) && has_key(view));
   EXPECT_FALSE(has_key(stranger));
@@ -103,11 +103,11 @@ TEST_F(Share, RefusesWhatCannotBeShownToBeSafe) {
   EXPECT_EQ(refusal(at::empty({0})), Reason::tiny);
 
   const auto looked_into = numbers(100);
-  storage_of(looked_into).set_resizable(false);
+  storage_impl(looked_into).set_resizable(false);
   EXPECT_EQ(refusal(looked_into), Reason::none) << "not resizable, but nobody else refers to it";
   const auto loaded = numbers(100);
   const auto array = loaded.view({10, 10});
-  storage_of(loaded).set_resizable(false);
+  storage_impl(loaded).set_resizable(false);
   EXPECT_EQ(refusal(loaded), Reason::numpy);
 
   const auto lazy = numbers(100);

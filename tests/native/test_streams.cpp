@@ -286,12 +286,12 @@ TEST_F(Streams, EachDeviceHasItsOwnStreams) {
   const OnStream on_first(2, 0);
   const OnStream on_second(3, 1);
   mock::clear_log();
-  const std::vector<WriteTarget> targets{{&storage_of(copies[0])}, {&storage_of(copies[1])}};
+  const std::vector<WriteTarget> targets{{&storage_impl(copies[0])}, {&storage_impl(copies[1])}};
   materialize(targets, {"test"});
   auto lines = mock::log({"copy"});
   std::sort(lines.begin(), lines.end());
   EXPECT_EQ(lines, (Lines{"copy 400 on 1:3", "copy 400 on 2"}));
-  EXPECT_EQ(storage_of(copies[1]).device(), mock::device(1));
+  EXPECT_EQ(storage_impl(copies[1]).device(), mock::device(1));
 }
 
 /// Counts calls, and does the copies.
@@ -363,7 +363,7 @@ TEST_F(Streams, ASkippedWriteIsRestored) {
   const auto copy = clone(source);
   std::vector<Skipped> skipped;
   const OnStream on(2);
-  materialize({{&storage_of(copy), true}}, {"test"}, &skipped);
+  materialize({{&storage_impl(copy), true}}, {"test"}, &skipped);
   ASSERT_EQ(skipped.size(), 1U);
   mock::clear_log();
   finish_skipped(skipped.front(), 40);
@@ -388,7 +388,7 @@ TEST_F(Streams, VerifyLooksAtDevices) {
     EXPECT_EQ(verify(looked_at).size(), 1U);
     *byte ^= 1;
     arm_fingerprints(false);
-    storage_of(copy);
+    storage_impl(copy);
     const OnStream back(0);
     mock::order(mock::stream(4), mock::stream(0));
   }

@@ -33,7 +33,7 @@ TEST_F(WriteHook, ARawPointerMaterializes) {
   const auto source = numbers(100);
   const auto expected = deep_copy(source);
   const auto copy = clone(source);
-  static_cast<float*>(storage_of(copy).mutable_data())[7] = -1;
+  static_cast<float*>(storage_impl(copy).mutable_data())[7] = -1;
   EXPECT_EQ(materializations(), Lines{"copy a raw pointer 400"});
   EXPECT_TRUE(same_bits(source, expected));
   EXPECT_EQ(copy[7].item<float>(), -1);
@@ -53,7 +53,7 @@ TEST_F(WriteHook, TheSourceIsArmedToo) {
 TEST_F(WriteHook, ConstPointersDoNot) {
   const auto source = numbers(100);
   const auto copy = clone(source);
-  EXPECT_EQ(storage_of(copy).data(), source.const_data_ptr());
+  EXPECT_EQ(storage_impl(copy).data(), source.const_data_ptr());
   EXPECT_EQ(copy.const_data_ptr(), source.const_data_ptr());
   EXPECT_EQ(copy.sum().item<float>(), 5050);
   EXPECT_TRUE(materializations().empty());
@@ -65,8 +65,8 @@ TEST_F(WriteHook, TheLastSharerStealsThroughThePointer) {
   const auto* address = source.const_data_ptr();
   const auto copy = clone(source);
   source.reset();
-  EXPECT_EQ(storage_of(copy).mutable_data(), address);
-  EXPECT_EQ(storage_of(copy).mutable_data(), address);
+  EXPECT_EQ(storage_impl(copy).mutable_data(), address);
+  EXPECT_EQ(storage_impl(copy).mutable_data(), address);
   EXPECT_EQ(materializations(), Lines{"steal a raw pointer 400"});
 }
 
@@ -76,11 +76,11 @@ TEST_F(WriteHook, StaysArmedWhenMemoryRunsOut) {
   const auto copy = clone(source);
   for (int i = 0; i < 3; ++i) {
     fail_allocation(0);
-    EXPECT_THROW(storage_of(copy).mutable_data(), c10::OutOfMemoryError);
+    EXPECT_THROW(storage_impl(copy).mutable_data(), c10::OutOfMemoryError);
     EXPECT_TRUE(shared(copy));
     EXPECT_TRUE(same_memory(source, copy));
   }
-  static_cast<float*>(storage_of(copy).mutable_data())[0] = -1;
+  static_cast<float*>(storage_impl(copy).mutable_data())[0] = -1;
   EXPECT_TRUE(same_bits(source, numbers(100)));
 }
 
@@ -89,7 +89,7 @@ TEST_F(WriteHook, ResizedToZeroAndGrownAgain) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   copy.unsafeGetTensorImpl()->set_sizes_contiguous({0});
-  auto& storage = storage_of(copy);
+  auto& storage = storage_impl(copy);
   storage.set_data_ptr_noswap(storage.allocator()->allocate(0));
   storage.set_nbytes(0);
   EXPECT_FALSE(shared(copy));
@@ -136,10 +136,10 @@ TEST_F(WriteHook, OtherMemoryIsPutIn) {
   const auto copy = clone(source);
   auto memory = c10::GetCPUAllocator()->allocate(400);
   auto* address = memory.get();
-  storage_of(copy).set_data_ptr(std::move(memory));
+  storage_impl(copy).set_data_ptr(std::move(memory));
   EXPECT_FALSE(shared(copy));
   materializations();
-  EXPECT_EQ(storage_of(copy).mutable_data(), address);
+  EXPECT_EQ(storage_impl(copy).mutable_data(), address);
   copy.fill_(5);
   EXPECT_TRUE(materializations().empty());
   EXPECT_TRUE(same_bits(source, numbers(100)));
@@ -150,7 +150,7 @@ TEST_F(WriteHook, OtherMemoryIsPutIn) {
 TEST_F(WriteHook, AStorageDiesWhileWeaklyReferenced) {
   const auto source = numbers(100);
   auto copy = clone(source);
-  const auto weak = c10::weak_intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage_of(copy));
+  const auto weak = c10::weak_intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage_impl(copy));
   copy.reset();
   EXPECT_EQ(weak.use_count(), 0U);
   EXPECT_EQ(totals().sharers, 1U);
@@ -162,7 +162,7 @@ TEST_F(WriteHook, ArmedAgainAndAgain) {
   for (int i = 0; i < 5; ++i) {
     const auto copy = clone(source);
     EXPECT_TRUE(same_memory(source, copy));
-    static_cast<float*>(storage_of(source).mutable_data())[0] = static_cast<float>(i);
+    static_cast<float*>(storage_impl(source).mutable_data())[0] = static_cast<float>(i);
     EXPECT_EQ(source[0].item<float>(), static_cast<float>(i));
     EXPECT_FALSE(same_memory(source, copy));
   }
@@ -174,7 +174,7 @@ TEST_F(WriteHook, StolenMemoryIsSharedAgain) {
   for (int i = 0; i < 3; ++i) {
     const auto copy = clone(source);
     source = copy;
-    storage_of(source).mutable_data();
+    storage_impl(source).mutable_data();
     EXPECT_FALSE(shared(source));
     EXPECT_EQ(refusal(source), Reason::none);
   }
@@ -196,7 +196,7 @@ TEST_F(WriteHook, LateSecondWriters) {
         --gate;
         while (gate > 0) {
         }
-        auto* data = static_cast<float*>(storage_of(copy).mutable_data());
+        auto* data = static_cast<float*>(storage_impl(copy).mutable_data());
         data[i] = -static_cast<float>(i);
         pointers[i] = data;
       });
@@ -226,7 +226,7 @@ TEST_F(WriteHook, LateSecondWriterThenClone) {
     for (int i = 0; i < 2; ++i) {
       threads.emplace_back([&] {
         start();
-        storage_of(copy).mutable_data();
+        storage_impl(copy).mutable_data();
       });
     }
     at::Tensor grandchild;
@@ -238,7 +238,7 @@ TEST_F(WriteHook, LateSecondWriterThenClone) {
       for (const auto& made : call.made()) SharingCall::confirm(made);
     });
     for (auto& thread : threads) thread.join();
-    static_cast<float*>(storage_of(copy).mutable_data())[0] = -1;
+    static_cast<float*>(storage_impl(copy).mutable_data())[0] = -1;
     if (grandchild.defined()) {
       EXPECT_TRUE(same_bits(grandchild, numbers(1000))) << "round " << round;
     }

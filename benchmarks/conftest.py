@@ -1,0 +1,84 @@
+"""Shared by all benchmarks: candidates are timed in turn, in one process, under pytest-benchmark.
+
+One round of pytest-benchmark runs every candidate once (A B C, A B C, ...), so that a machine whose speed drifts
+slows all of them. The figures of each candidate are in ``extra_info`` of the JSON that ``--benchmark-json`` writes,
+beside the machine and the commit. ``--tiny`` runs each benchmark once on small models: a test that it works.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tiny", action="store_true", help="small models, one round")
+
+
+@pytest.fixture
+def tiny(request) -> bool:
+    return request.config.getoption("--tiny")
+
+
+@pytest.fixture
+def compare(benchmark, tiny) -> Callable[..., dict[str, float]]:
+    """Time candidates in turn and return their medians in seconds.
+
+    A candidate is a pair: what prepares (not timed), and what is timed with its result. What the timed function
+    returns is dropped before the next candidate.
+    """
+
+    def run(rounds: int = 15, **candidates: tuple[Callable, Callable]) -> dict[str, float]:
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+
+        def one_round():
+            for name, (prepare, act) in candidates.items():
+                prepared = prepare()
+                gc.collect()
+                gc.disable()
+                begin = time.perf_counter()
+                result = act(prepared)
+                times[name].append(time.perf_counter() - begin)
+                gc.enable()
+                del result, prepared
+
+        benchmark.pedantic(one_round, rounds=1 if tiny else rounds, warmup_rounds=1)
+        times = {name: values[1:] for name, values in times.items()}  # the first was the warm-up
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        benchmark.extra_info["seconds"] = {
+            name: {"median": medians[name], "minimum": min(values), "maximum": max(values)}
+            for name, values in times.items()
+        }
+        return medians
+
+    return run
+
+
+@pytest.fixture
+def report(benchmark):
+    """Store figures that are no timings."""
+
+    def store(**figures: float) -> None:
+        if benchmark.stats is None:
+            benchmark.pedantic(lambda: None)
+        benchmark.extra_info.setdefault("figures", {}).update(figures)
+
+    return store
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for bench in config._benchmarksession.benchmarks:
+        terminalreporter.write_line(bench.name)
+        seconds = bench.extra_info.get("seconds", {})
+        first = next(iter(seconds.values()))["median"] if seconds else 1.0
+        for name, value in seconds.items():
+            terminalreporter.write_line(
+                f"    {name:22} {value['median'] * 1e3:10.3f} ms  x {value['median'] / first:7.3f}"
+                f"   ({value['minimum'] * 1e3:.3f} to {value['maximum'] * 1e3:.3f})"
+            )
+        for name, value in bench.extra_info.get("figures", {}).items():
+            terminalreporter.write_line(f"    {name:28} {value:10.3f}")
