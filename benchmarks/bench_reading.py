@@ -27,7 +27,7 @@ def test_forward(name, tiny, compare):
             source=(lambda: reference, lambda m: m(inputs)),
             clone=(lambda: clone, lambda m: m(inputs)),
         )
-    assert all(map(torchcow.is_shared, clone.parameters()))
+    assert all(torchcow.is_shared(p) for p in clone.parameters() if p.nbytes >= 1024)
 
 
 SMALL = {

@@ -154,16 +154,21 @@ c10::StorageImpl* storage_of(const c10::TensorImpl& tensor) {
   return tensor.has_storage() ? tensor.unsafe_storage().unsafeGetStorageImpl() : nullptr;
 }
 
-bool is_sharer(const c10::StorageImpl& storage) {
-  std::lock_guard lock(registry().mutex);
-  return write_hook::sharer_of(storage) != nullptr;
+/// Did `call` make the block that `storage` shares? Only then its references are looked at.
+bool on_probation(const c10::StorageImpl& storage, const SharingCall* call) {
+  const Sharer* sharer = write_hook::sharer_of(storage);
+  return sharer != nullptr && sharer->block->probation == call;
 }
 
 }  // namespace
 
 void SharingCall::meet(c10::TensorImpl& tensor) {
   auto* storage = storage_of(tensor);
-  if (storage == nullptr || !is_sharer(*storage)) return;
+  if (made_.empty() || storage == nullptr) return;
+  {
+    std::lock_guard lock(registry().mutex);
+    if (!on_probation(*storage, this)) return;
+  }
   auto& known = met_[storage];
   const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
   if (std::none_of(known.begin(), known.end(), same)) known.push_back(MetTensor::reclaim_copy(&tensor));
@@ -179,8 +184,7 @@ SharingCall::~SharingCall() {
   for (const auto& made : made_) {
     const bool confirmed = [&] {
       std::lock_guard lock(registry().mutex);
-      const Sharer* sharer = write_hook::sharer_of(*made.source);
-      return sharer == nullptr || sharer->block->probation != this;
+      return !on_probation(*made.source, this);
     }();
     try {
       if (!confirmed) take_back(made, Reason::outside);

@@ -42,7 +42,7 @@ class SharingCall {
   c10::intrusive_ptr<c10::StorageImpl> share(
       c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason);
 
-  /// Counts a tensor over one of the sources.
+  /// Counts a tensor over a source whose block this call made.
   void meet(c10::TensorImpl& tensor);
 
   /// A block that this call made: its source, and the clones so far.

@@ -70,7 +70,8 @@ def events(clear: bool = False) -> list[Event]:
     Example:
         >>> import torch, torchcow
         >>> _ = torchcow.events(clear=True)
-        >>> variant = torchcow.clone(torch.zeros(1000))
+        >>> source = torch.zeros(1000)
+        >>> variant = torchcow.clone(source)
         >>> _ = variant.add_(1)
         >>> [(event.operator, event.way) for event in torchcow.events()]
         [('aten::add_.Tensor', 'copy')]

@@ -31,7 +31,6 @@ at::Tensor clone(SharingCall& call, const at::Tensor& source, Reason& reason) {
   if (!shared) return {};
   auto result = tensor_over(std::move(shared), source);
   call.meet(*source.unsafeGetTensorImpl());
-  mark_if_shared(*result.unsafeGetTensorImpl());
   return result;
 }
 

@@ -300,6 +300,14 @@ at::Tensor& add_(at::Tensor& self, const at::Tensor& other, const at::Scalar& al
   return self;
 }
 
+at::Tensor& add_scalar_(at::Tensor& self, const at::Scalar& value, const at::Scalar&) {
+  const auto on = current(self.device().index());
+  reads_tensor(self, on);
+  writes_tensor(self, on);
+  on_host(self, true).add_(value);
+  return self;
+}
+
 void foreach_add_(at::TensorList self, const at::Scalar& value) {
   // As CUDA's multi-tensor kernels: through const pointers.
   for (const auto& tensor : self) {
@@ -335,6 +343,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("copy_", TORCH_FN(copy_));
   library.impl("fill_.Scalar", TORCH_FN(fill_));
   library.impl("add_.Tensor", TORCH_FN(add_));
+  library.impl("add_.Scalar", TORCH_FN(add_scalar_));
   library.impl("_foreach_add_.Scalar", TORCH_FN(foreach_add_));
   library.impl("sum", TORCH_FN(sum));
   library.impl("as_strided", TORCH_FN(as_strided));

@@ -80,18 +80,18 @@ class Barrier : public EngineTest {
 // Broken by: `install_barrier` without the listener (nothing is covered).
 TEST_F(Barrier, CoversWhatWrites) { EXPECT_GT(covered_operators(), 1200U); }
 
-// Broken by: no kernel on the barrier's key.
+// Broken by: `any_shared` that is always false: the write hook saves the numbers, but knows no name.
 TEST_F(Barrier, AnInPlaceOperatorIsNamed) {
   const auto source = numbers(100);
   const auto copy = clone(source);
-  copy.add_(1);
+  copy.add_(at::ones({100}));
   EXPECT_EQ(materializations(), Lines{"copy aten::add_.Tensor 400"});
   EXPECT_TRUE(same_bits(source, numbers(100)));
   EXPECT_TRUE(same_bits(copy, numbers(100).add(1)));
 }
 
-// Broken by: a key that views do not inherit; kernels on reads.
-TEST_F(Barrier, ViewsCarryTheKeyAndReadsAreFree) {
+// Broken by: kernels on reads; a barrier that looks at tensors and not at storages.
+TEST_F(Barrier, WritesThroughViewsAreSeenAndReadsAreFree) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   const auto row = copy.view({10, 10}).select(0, 3).detach();
@@ -137,14 +137,15 @@ TEST_F(Barrier, WhatTheSchemaSays) {
   const auto add = traits("aten::add_", "Tensor");
   ASSERT_TRUE(add);
   ASSERT_EQ(add->written.size(), 1U);
-  EXPECT_EQ(add->written.front().index, 0U);
+  EXPECT_EQ(add->written.front(), 0U);
   EXPECT_FALSE(add->overwrites);
   const auto out = traits("aten::add", "out");
   ASSERT_TRUE(out);
-  EXPECT_EQ(out->written.front().index, out->argument_count - 1);
+  EXPECT_EQ(out->written.front(), out->argument_count - 1);
   EXPECT_TRUE(out->overwrites);
-  EXPECT_TRUE(traits("aten::_foreach_add_", "Scalar")->writes_list);
-  EXPECT_TRUE(traits("aten::set_", "source_Storage")->adopts_storage);
+  EXPECT_EQ(traits("aten::_foreach_add_", "Scalar")->written, std::vector<std::uint32_t>{0});
+  EXPECT_FALSE(traits("aten::set_", "source_Storage"));
+  EXPECT_EQ(traits("aten::native_batch_norm", "")->only_if, 5U) << "the flag `training`";
   EXPECT_TRUE(traits("aten::resize_", "")->resizes);
   EXPECT_TRUE(traits("aten::record_stream", "")->records_stream);
 }
@@ -155,10 +156,10 @@ TEST_F(Barrier, RunningStatistics) {
   const auto copies = clone(sources);
   at::batch_norm(numbers(12).view({3, 4}), {}, {}, copies[0], copies[1], true, 0.1, 1e-5, false);
   for (const auto& source : sources) EXPECT_TRUE(same_bits(source, at::ones({4})));
-  EXPECT_EQ(materializations(), (Lines{"copy aten::batch_norm 16", "copy aten::batch_norm 16"}));
+  EXPECT_EQ(materializations(), (Lines{"copy aten::native_batch_norm 16", "copy aten::native_batch_norm 16"}));
 }
 
-// Broken by: a barrier that materializes the tensors of a list one operator call at a time; no kernel on BackendSelect.
+// Broken by: a barrier that materializes the tensors of a list one operator call at a time.
 TEST_F(Barrier, MultiTensorOperatorsFirstMaterializeAll) {
   std::vector<at::Tensor> sources;
   for (int i = 0; i < 5; ++i) sources.push_back(numbers(100));
@@ -169,27 +170,21 @@ TEST_F(Barrier, MultiTensorOperatorsFirstMaterializeAll) {
   for (const auto& copy : copies) EXPECT_TRUE(same_bits(copy, numbers(100).add(1)));
 }
 
-// A tensor that was made before the clone, and that nobody met, carries no key.
-// Broken by: no kernel on BackendSelect for multi-tensor operators.
-TEST_F(Barrier, MultiTensorOperatorsSeeTensorsWithoutTheKey) {
+// A tensor that was made before the clone, and that nobody met, lies on a sharer's storage like any other.
+// Broken by: a barrier that goes by marks on tensors.
+TEST_F(Barrier, SeesWritesThroughAliasesFromBefore) {
   const auto source = numbers(100);
-  const auto view_from_before = source.view({10, 10});
-  const auto copy = clone(source);
-  ASSERT_FALSE(view_from_before.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::DeferredInit));
+  auto view_from_before = source.view({10, 10});
+  auto copy = clone(source);
   op<void(at::TensorList, double)>("barrier_test::write_const_list_").call({view_from_before}, 7);
   EXPECT_TRUE(same_bits(copy, numbers(100)));
   EXPECT_EQ(source.sum().item<float>(), 700);
-}
-
-// Broken by: no kernel for `set_`.
-TEST_F(Barrier, ATensorThatAdoptsASharersStorageIsMet) {
-  const auto source = numbers(100);
-  const auto copy = clone(source);
   auto adopter = at::empty({0});
-  adopter.set_(copy);
-  op<void(at::Tensor&, double)>("barrier_test::write_const_").call(adopter, 7);
-  EXPECT_TRUE(same_bits(source, numbers(100)));
-  EXPECT_EQ(copy.sum().item<float>(), 700);
+  const auto third = clone(source);
+  adopter.set_(source);
+  op<void(at::Tensor&, double)>("barrier_test::write_const_").call(adopter, 8);
+  EXPECT_EQ(third.sum().item<float>(), 700);
+  EXPECT_EQ(source.sum().item<float>(), 800);
 }
 
 // Broken by: `overwrites` that is not looked at (copy instead of skip).

@@ -74,7 +74,7 @@ TEST_F(Share, DroppedClonesLeaveTheBlock) {
   EXPECT_EQ(totals().sharers, 1U);
 }
 
-// Broken by: `mark` left out; a call that meets a tensor twice.
+// Broken by: a call that meets a tensor twice.
 TEST_F(Share, MeetsEachTensorOnce) {
   const auto source = numbers(100);
   SharingCall call;
@@ -89,9 +89,6 @@ TEST_F(Share, MeetsEachTensorOnce) {
   const auto stranger = numbers(100);
   call.meet(*stranger.unsafeGetTensorImpl());
   EXPECT_TRUE(call.met(storage_impl(stranger)).empty());
-  const auto has_key = [](auto& tensor) { return tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::DeferredInit); };
-  EXPECT_TRUE(has_key(source) && has_key(copy) && has_key(view));
-  EXPECT_FALSE(has_key(stranger));
   SharingCall::confirm(call.made().front());
 }
 

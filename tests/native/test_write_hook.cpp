@@ -150,7 +150,7 @@ TEST_F(WriteHook, OtherMemoryIsPutIn) {
 TEST_F(WriteHook, AStorageDiesWhileWeaklyReferenced) {
   const auto source = numbers(100);
   auto copy = clone(source);
-  const auto weak = c10::weak_intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage_impl(copy));
+  const c10::weak_intrusive_ptr<c10::StorageImpl> weak(copy.unsafeGetTensorImpl()->unsafe_storage().getWeakStorageImpl());
   copy.reset();
   EXPECT_EQ(weak.use_count(), 0U);
   EXPECT_EQ(totals().sharers, 1U);
