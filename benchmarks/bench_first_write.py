@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 
-import models
 import pytest
 import torch
 
+import models
 import torchcow
 
 

@@ -6,10 +6,10 @@ has another deleter. Operators that write pass one kernel more.
 
 from __future__ import annotations
 
-import models
 import pytest
 import torch
 
+import models
 import torchcow
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 
-import models
 import pytest
 import torch
 
+import models
 import torchcow
 from torchcow import _C
 
@@ -55,8 +56,7 @@ def test_fifty_clones_of_gpt2(tiny, report):
     model, _ = models.gpt2(tiny)
 
     def resident() -> int:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
     torchcow.clone(model)
     gc.collect()

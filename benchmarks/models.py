@@ -28,7 +28,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """The shapes of GPT-2 (124M parameters, 148 tensors, tied embeddings) by default."""
 
-    def __init__(self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257, context: int = 1024):
+    def __init__(
+        self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257, context: int = 1024
+    ):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)

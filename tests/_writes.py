@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import functools
 import io
-import copy
 import pickle
 import typing
 
 import numpy as np
 import torch
-from _oracle import SIDE
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+
+from _oracle import SIDE
 
 ROW = torch.arange(SIDE)
 
@@ -206,15 +207,122 @@ def other(t):
 
 INDEX = torch.tensor([3, 1, 40])
 
-UNARY = """abs absolute acos acosh arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh ceil cos cosh
-    deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 lgamma log log10 log1p log2 nan_to_num neg negative
-    rad2deg reciprocal round rsqrt sgn sigmoid sign sin sinc sinh sqrt square tan tanh trunc conj_physical relu
-    bernoulli cauchy exponential normal uniform log_normal random zero tril triu t logit requires_grad detach
-    share_memory squeeze logical_not""".split()
-BINARY = """add arctan2 atan2 copysign div divide eq float_power floor_divide fmod ge greater greater_equal gt heaviside
-    hypot igamma igammac ldexp le less less_equal lt mul multiply ne nextafter not_equal pow remainder sub subtract
-    true_divide xlogy copy logical_and logical_or logical_xor clamp_max clamp_min""".split()
-BITWISE = "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift gcd lcm".split()
+UNARY = [
+    "abs",
+    "absolute",
+    "acos",
+    "acosh",
+    "arccos",
+    "arccosh",
+    "arcsin",
+    "arcsinh",
+    "arctan",
+    "arctanh",
+    "asin",
+    "asinh",
+    "atan",
+    "atanh",
+    "ceil",
+    "cos",
+    "cosh",
+    "deg2rad",
+    "digamma",
+    "erf",
+    "erfc",
+    "erfinv",
+    "exp",
+    "exp2",
+    "expm1",
+    "fix",
+    "floor",
+    "frac",
+    "i0",
+    "lgamma",
+    "log",
+    "log10",
+    "log1p",
+    "log2",
+    "nan_to_num",
+    "neg",
+    "negative",
+    "rad2deg",
+    "reciprocal",
+    "round",
+    "rsqrt",
+    "sgn",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sinc",
+    "sinh",
+    "sqrt",
+    "square",
+    "tan",
+    "tanh",
+    "trunc",
+    "conj_physical",
+    "relu",
+    "bernoulli",
+    "cauchy",
+    "exponential",
+    "normal",
+    "uniform",
+    "log_normal",
+    "random",
+    "zero",
+    "tril",
+    "triu",
+    "t",
+    "logit",
+    "requires_grad",
+    "detach",
+    "share_memory",
+    "squeeze",
+    "logical_not",
+]
+BINARY = [
+    "add",
+    "arctan2",
+    "atan2",
+    "copysign",
+    "div",
+    "divide",
+    "eq",
+    "float_power",
+    "floor_divide",
+    "fmod",
+    "ge",
+    "greater",
+    "greater_equal",
+    "gt",
+    "heaviside",
+    "hypot",
+    "igamma",
+    "igammac",
+    "ldexp",
+    "le",
+    "less",
+    "less_equal",
+    "lt",
+    "mul",
+    "multiply",
+    "ne",
+    "nextafter",
+    "not_equal",
+    "pow",
+    "remainder",
+    "sub",
+    "subtract",
+    "true_divide",
+    "xlogy",
+    "copy",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "clamp_max",
+    "clamp_min",
+]
+BITWISE = ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "gcd", "lcm"]
 
 METHODS = {
     **{name + "_": none for name in UNARY},
@@ -444,7 +552,7 @@ ways(
         "resize_ shrink and grow back": lambda t: t.resize_(2, 2).resize_(SIDE, SIDE).mul_(2),
         "resize_ to nothing": lambda t: t.resize_(0),
         "resize_as_ larger and write": lambda t: t.resize_as_(torch.empty(SIDE * 2, SIDE)).zero_(),
-        "storage resize_ 0": lambda t: t.untyped_storage().resize_(0) and None or t.set_(),
+        "storage resize_ 0": lambda t: (t.untyped_storage().resize_(0) and None) or t.set_(),
         "storage freed and grown back": lambda t: _free_and_regrow(t),
         "storage grown": lambda t: (t.untyped_storage().resize_(SIDE * SIDE * 8), t.add_(1))[0].nbytes(),
         "storage shrunk": lambda t: (
@@ -468,7 +576,7 @@ ways(
         "map_ on a view": lambda t: t[2:4].map_(t[4:6], lambda a, b: a + b),
         "vectorized python setter": lambda t: [row.__setitem__(0, 1.0) for row in t][:0],
         "frexp out": lambda t: torch.frexp(t.clone(), out=(t, torch.empty(0, dtype=torch.int32))),
-        "unsafe set_data": lambda t: torch._C._autograd._unsafe_set_version_counter((t,), (5,)) and None or t.add_(1),
+        "unsafe set_data": lambda t: (torch._C._autograd._unsafe_set_version_counter((t,), (5,)) and None) or t.add_(1),
         "write in __torch_function__": lambda t: t.as_subclass(Sub).mul_(2).numel(),
     },
 )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 import time
 
-import _oracle
 import pytest
 import torch
 
+import _oracle
 import torchcow
 import torchcow.testing
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _oracle import SIDE, check_isolation
 from torch import nn
 
 import torchcow.testing
+from _oracle import SIDE, check_isolation
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,11 +11,11 @@ import itertools
 
 import pytest
 import torch
-from _oracle import SIDE, assert_adds_up, assert_same, freeze, seed, tensors_of
 from torch import nn
 
 import torchcow
 import torchcow.testing
+from _oracle import SIDE, assert_adds_up, assert_same, freeze, seed, tensors_of
 
 MOST = 200
 OUT_OF_MEMORY = (RuntimeError, MemoryError)

@@ -10,6 +10,7 @@ import os
 import sys
 
 import pytest
+
 from _oracle import run_script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -17,10 +17,10 @@ import warnings
 
 import pytest
 import torch
-from _oracle import assert_same, attempt, difference, freeze, tensors_of
 from torch.testing._internal import common_methods_invocations as database
 
 import torchcow
+from _oracle import assert_same, attempt, difference, freeze, tensors_of
 
 SAMPLES = 3
 OUT_SAMPLES = 2

@@ -8,9 +8,10 @@ does not travel with its views, `resize_`/`set_`/`storage.resize_` that act on t
 
 from __future__ import annotations
 
-import _writes
 import pytest
 import torch
+
+import _writes
 from _oracle import SIDE, build, check_isolation
 
 pytestmark = pytest.mark.filterwarnings("ignore")

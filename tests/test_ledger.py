@@ -10,11 +10,11 @@ import gc
 
 import pytest
 import torch
-from _oracle import SIDE, address, assert_adds_up, eager_reasons, ways
 from torch import nn
 
 import torchcow
 import torchcow.testing
+from _oracle import SIDE, address, assert_adds_up, eager_reasons, ways
 
 BYTES = 4 * SIDE * SIDE
 pytestmark = pytest.mark.sharing

@@ -11,11 +11,11 @@ import copy
 
 import pytest
 import torch
-from _oracle import assert_adds_up, assert_same, attempt, difference, freeze, seed
 from torch.testing._internal.common_modules import module_db
 
 import torchcow
 import torchcow.testing
+from _oracle import assert_adds_up, assert_same, attempt, difference, freeze, seed
 
 SAMPLES = 2
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,11 +11,11 @@ import itertools
 
 import pytest
 import torch
-from _oracle import assert_adds_up, assert_same, attempt, freeze, seed
 from torch import nn
 
 import torchcow
 import torchcow.testing
+from _oracle import assert_adds_up, assert_same, attempt, freeze, seed
 
 STEPS = 3
 VARIANTS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}

@@ -15,11 +15,11 @@ import gc
 import numpy as np
 import pytest
 import torch
-from _oracle import SIDE, assert_same, check_isolation, freeze
 from torch import nn
 
 import torchcow
 import torchcow.testing
+from _oracle import SIDE, assert_same, check_isolation, freeze
 
 COUNT = SIDE * SIDE
 

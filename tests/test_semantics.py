@@ -19,16 +19,18 @@ import pathlib
 import re
 import threading
 import types
+import typing
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from _oracle import SIDE, assert_same, build, difference, freeze
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import torchcow
+from _oracle import SIDE, assert_same, build, difference, freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -129,7 +131,7 @@ class TensorWithAttributes(torch.Tensor):
 
 
 class TorchFunction(torch.Tensor):
-    calls: list = []
+    calls: typing.ClassVar[list] = []
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -506,7 +508,7 @@ ERRORS = {
     "event": threading.Event,
     "thread": threading.Thread,
     "lock in a module": lambda: with_attributes(nn.Linear(3, 3), lock=threading.Lock()),
-    "file": lambda: open("/dev/null"),  # noqa: SIM115 - it is the object that matters
+    "file": lambda: Path("/dev/null").open(),  # noqa: SIM115 - it is the object that matters
     "generator": lambda: (i for i in range(3)),
     "module": lambda: types,
     "frame": lambda: __import__("sys")._getframe(),

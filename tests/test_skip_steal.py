@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _oracle import SIDE, address, assert_same, check_isolation, freeze, ways
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcow
+from _oracle import SIDE, address, assert_same, check_isolation, freeze, ways
 
 BYTES = 4 * SIDE * SIDE
 ONES = torch.ones(SIDE, SIDE)

@@ -13,11 +13,11 @@ import time
 
 import pytest
 import torch
-from _oracle import SIDE, assert_same, freeze, seed
 from torch import nn
 
 import torchcow
 import torchcow.testing
+from _oracle import SIDE, assert_same, freeze, seed
 
 SECONDS = 1.5
 THREADS = 8

@@ -21,9 +21,9 @@ namespace {
 bool is_plain(const at::Tensor& tensor) {
   auto* impl = tensor.unsafeGetTensorImpl();
   return tensor.layout() == at::kStrided && impl->has_storage() && !tensor.is_quantized() && !tensor.is_nested() &&
-      !impl->has_symbolic_sizes_strides() && !impl->is_python_dispatch() &&
-      !impl->key_set().has_any(c10::functorch_transforms_ks | c10::functorch_batched_ks) &&
-      impl->key_set().has(c10::DispatchKey::Dense);
+         !impl->has_symbolic_sizes_strides() && !impl->is_python_dispatch() &&
+         !impl->key_set().has_any(c10::functorch_transforms_ks | c10::functorch_batched_ks) &&
+         impl->key_set().has(c10::DispatchKey::Dense);
 }
 
 void copied(Reason reason, std::size_t bytes, c10::Device device) {
@@ -52,8 +52,8 @@ py::object share_parameter(SharingCall& call, const at::Tensor& source) {
   }
   call.meet(*impl);
   const auto backend = c10::computeDispatchKey(impl->dtype().toScalarType(), at::kStrided, source.device());
-  auto clone = at::detail::make_tensor<c10::TensorImpl>(
-      c10::Storage(std::move(shared)), c10::DispatchKeySet(backend), impl->dtype());
+  auto clone = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(shared)), c10::DispatchKeySet(backend),
+                                                        impl->dtype());
   clone.unsafeGetTensorImpl()->set_sizes_and_strides(impl->sizes(), impl->strides());
   return py::cast(clone);
 }
@@ -116,7 +116,8 @@ void meet_all(SharingCall& call, const py::list& objects, const std::unordered_s
 bool explained(const SharingCall& call, const SharingCall::Made& made) {
   const auto references = references_to(call.met(*made.source));
   // One more: `made` itself.
-  return references.all_explained && made.source.use_count() <= references.tensors + python_references(*made.source) + 1;
+  return references.all_explained &&
+         made.source.use_count() <= references.tensors + python_references(*made.source) + 1;
 }
 
 /// Ends the call: confirms each block that it made, or takes the share back where somebody may hold a
@@ -173,7 +174,9 @@ void set_name_finder(const py::function& finder) {
   set_name_resolver(&find_name);
 }
 
-void copied_tensor(const at::Tensor& tensor) { copied(Reason::kind, tensor.unsafeGetTensorImpl()->has_storage() ? tensor.nbytes() : 0, tensor.device()); }
+void copied_tensor(const at::Tensor& tensor) {
+  copied(Reason::kind, tensor.unsafeGetTensorImpl()->has_storage() ? tensor.nbytes() : 0, tensor.device());
+}
 
 }  // namespace
 

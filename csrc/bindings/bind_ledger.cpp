@@ -16,9 +16,8 @@ namespace {
 py::list event_list(bool clear) {
   py::list list;
   for (const auto& event : events(clear)) {
-    list.append(py::make_tuple(
-        to_string(event.kind), to_string(event.way), event.operator_name, event.bytes, to_string(event.reason), explain(event.reason),
-        event.device.str()));
+    list.append(py::make_tuple(to_string(event.kind), to_string(event.way), event.operator_name, event.bytes,
+                               to_string(event.reason), explain(event.reason), event.device.str()));
   }
   return list;
 }
@@ -29,9 +28,8 @@ py::object tensor_usage(const at::Tensor& tensor) {
   const auto& storage = *tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
   if (storage.device_type() == c10::DeviceType::Meta || storage.sym_nbytes().is_heap_allocated()) return py::none();
   const auto used = usage(storage);
-  return py::make_tuple(
-      reinterpret_cast<std::uintptr_t>(&storage), reinterpret_cast<std::uintptr_t>(used.block), used.block_bytes,
-      used.block_sharers, used.bytes);
+  return py::make_tuple(reinterpret_cast<std::uintptr_t>(&storage), reinterpret_cast<std::uintptr_t>(used.block),
+                        used.block_bytes, used.block_sharers, used.bytes);
 }
 
 py::dict total_dict() {

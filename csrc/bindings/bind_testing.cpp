@@ -34,7 +34,8 @@ void load_test_operators() {
   library->def("write_const_(Tensor(a!) self, Scalar value) -> ()");
   library->def("write_const_list_(Tensor(a!)[] self, Scalar value) -> ()");
   library->impl("write_const_", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(write_const_)));
-  library->impl("write_const_list_", torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(write_const_list_)));
+  library->impl("write_const_list_",
+                torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, TORCH_FN(write_const_list_)));
 }
 
 py::tuple verify_blocks() {
@@ -55,7 +56,8 @@ void bind_testing(py::module_& module) {
   module.def("arm_fingerprints", &arm_fingerprints, py::arg("on"));
   module.def("verify", &verify_blocks);
   module.def("load_test_operators", &load_test_operators);
-  module.def("allow_device", [](const std::string& type) { allow_device(c10::Device(type).type()); }, py::arg("type"));
+  module.def(
+      "allow_device", [](const std::string& type) { allow_device(c10::Device(type).type()); }, py::arg("type"));
 }
 
 }  // namespace torchcow

@@ -21,13 +21,12 @@ c10::StorageImpl* storage_of(const at::Tensor& tensor) noexcept {
 bool covers_storage(const at::Tensor& tensor) {
   const auto* impl = tensor.unsafeGetTensorImpl();
   return !impl->has_symbolic_sizes_strides() && impl->storage_offset() == 0 && impl->is_non_overlapping_and_dense() &&
-      static_cast<std::size_t>(impl->numel()) * impl->itemsize() == storage_of(tensor)->nbytes();
+         static_cast<std::size_t>(impl->numel()) * impl->itemsize() == storage_of(tensor)->nbytes();
 }
 
 bool any_shared(const Writes& writes) noexcept {
-  return std::any_of(writes.targets.begin(), writes.targets.end(), [](const WriteTarget& target) {
-    return write_hook::sharer_of(*target.storage) != nullptr;
-  });
+  return std::any_of(writes.targets.begin(), writes.targets.end(),
+                     [](const WriteTarget& target) { return write_hook::sharer_of(*target.storage) != nullptr; });
 }
 
 void write_through(const OperatorTraits& traits, const Writes& writes, c10::function_ref<void()> call) {
@@ -40,12 +39,12 @@ void write_through(const OperatorTraits& traits, const Writes& writes, c10::func
     throw;
   }
   for (auto& skip : skipped) {
-    const auto target = std::find_if(writes.overwritten.begin(), writes.overwritten.end(), [&](auto& tensor) {
-      return storage_of(tensor) == skip.storage.get();
-    });
+    const auto target = std::find_if(writes.overwritten.begin(), writes.overwritten.end(),
+                                     [&](auto& tensor) { return storage_of(tensor) == skip.storage.get(); });
     // An `out=` of another size was resized, and the operator wrote no more than the tensor has now.
     const bool known = target != writes.overwritten.end();
-    finish_skipped(skip, known ? static_cast<std::size_t>(target->numel()) * target->itemsize() : skip.storage->nbytes());
+    finish_skipped(skip,
+                   known ? static_cast<std::size_t>(target->numel()) * target->itemsize() : skip.storage->nbytes());
   }
 }
 
@@ -90,7 +89,8 @@ class BarrierKernel final : public c10::OperatorKernel {
  private:
   Writes collect(c10::ArrayRef<c10::IValue> arguments) const {
     Writes writes;
-    if (traits_.only_if && !(arguments[*traits_.only_if].isBool() && arguments[*traits_.only_if].toBool())) return writes;
+    if (traits_.only_if && !(arguments[*traits_.only_if].isBool() && arguments[*traits_.only_if].toBool()))
+      return writes;
     for (const auto index : traits_.written) {
       visit_tensors(arguments[index], [&](const at::Tensor& tensor) {
         auto* storage = storage_of(tensor);

@@ -43,8 +43,8 @@ struct Fast<Op, Result(at::Tensor&, Rest...)> {
   }
 
   static const OperatorTraits& traits() {
-    static const OperatorTraits found = *traits_of(
-        c10::Dispatcher::singleton().findSchemaOrThrow(Op::name, Op::overload_name));
+    static const OperatorTraits found =
+        *traits_of(c10::Dispatcher::singleton().findSchemaOrThrow(Op::name, Op::overload_name));
     return found;
   }
 
@@ -68,9 +68,8 @@ struct Fast<Op, Result(at::Tensor&, Rest...)> {
 
 template <typename... Ops>
 void register_all(torch::Library& library) {
-  (library.impl(
-       (std::string(Ops::name) + (*Ops::overload_name != '\0' ? "." : "") + Ops::overload_name).c_str(),
-       torch::dispatch(barrier_key, TORCH_FN((Fast<Ops>::call)))),
+  (library.impl((std::string(Ops::name) + (*Ops::overload_name != '\0' ? "." : "") + Ops::overload_name).c_str(),
+                torch::dispatch(barrier_key, TORCH_FN((Fast<Ops>::call)))),
    ...);
 }
 
@@ -79,10 +78,10 @@ void register_all(torch::Library& library) {
 void install_fast_barrier() {
   static auto* library = new torch::Library(torch::Library::IMPL, "aten", barrier_key, __FILE__, __LINE__);
   using namespace at::_ops;
-  register_all<
-      add__Tensor, add__Scalar, sub__Tensor, sub__Scalar, mul__Tensor, mul__Scalar, div__Tensor, div__Scalar, copy_,
-      fill__Scalar, fill__Tensor, zero_, addcmul_, addcdiv_, lerp__Scalar, lerp__Tensor, clamp_, clamp_min_, relu_,
-      sqrt_, exp_, neg_, sigmoid_, tanh_, masked_fill__Scalar, masked_fill__Tensor, pow__Scalar, normal_, uniform_>(*library);
+  register_all<add__Tensor, add__Scalar, sub__Tensor, sub__Scalar, mul__Tensor, mul__Scalar, div__Tensor, div__Scalar,
+               copy_, fill__Scalar, fill__Tensor, zero_, addcmul_, addcdiv_, lerp__Scalar, lerp__Tensor, clamp_,
+               clamp_min_, relu_, sqrt_, exp_, neg_, sigmoid_, tanh_, masked_fill__Scalar, masked_fill__Tensor,
+               pow__Scalar, normal_, uniform_>(*library);
 }
 
 }  // namespace torchcow

@@ -46,8 +46,8 @@ struct Sharer {
   std::optional<c10::Stream> home;  ///< the stream on which the clone was made; none on the CPU
   bool claimed = false;             ///< a materialization is under way (materialize.h)
   std::thread::id claimant;
-  std::uint64_t claim_epoch = 0;    ///< fork epoch of the claim (registry.h)
-  Sharer* next = nullptr;           ///< the block's list
+  std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (registry.h)
+  Sharer* next = nullptr;         ///< the block's list
   Sharer* previous = nullptr;
 
   [[nodiscard]] const void* data() const noexcept;
@@ -64,16 +64,16 @@ struct Leaver {
 struct Block {
   c10::DataPtr data;
   std::size_t bytes;
-  c10::Allocator* allocator;                  ///< of the storage that brought the memory
+  c10::Allocator* allocator;  ///< of the storage that brought the memory
   std::uint64_t id;
   std::size_t sharer_count = 0;
   Sharer* sharers = nullptr;
   c10::SmallVector<Leaver, 1> leavers;
-  std::shared_ptr<StreamOrder> order;         ///< nullptr on the CPU
-  std::optional<std::uint64_t> fingerprint;   ///< verify.h
-  const void* probation = nullptr;            ///< the call that made it, until its references are checked
-  std::size_t probation_index = 0;            ///< which of that call's blocks it is
-  Block* next = nullptr;                      ///< the registry's list
+  std::shared_ptr<StreamOrder> order;        ///< nullptr on the CPU
+  std::optional<std::uint64_t> fingerprint;  ///< verify.h
+  const void* probation = nullptr;           ///< the call that made it, until its references are checked
+  std::size_t probation_index = 0;           ///< which of that call's blocks it is
+  Block* next = nullptr;                     ///< the registry's list
   Block* previous = nullptr;
 
   [[nodiscard]] c10::Device device() const noexcept { return data.device(); }
@@ -87,8 +87,6 @@ struct Block {
   return storage.pyobj_slot()->load_pyobj() != nullptr ? 1 : 0;
 }
 
-inline const void* Sharer::data() const noexcept {
-  return static_cast<const char*>(block->data.get()) + offset;
-}
+inline const void* Sharer::data() const noexcept { return static_cast<const char*>(block->data.get()) + offset; }
 
 }  // namespace torchcow

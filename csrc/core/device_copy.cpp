@@ -24,14 +24,15 @@ class PlainOperators {
  private:
   static c10::DispatchKeySet above_backends() {
     return c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::python_ks | c10::functorch_transforms_ks |
-        c10::functorch_batched_ks | c10::functorch_transforms_ks;
+           c10::functorch_batched_ks | c10::functorch_transforms_ks;
   }
   c10::impl::ExcludeDispatchKeyGuard guard_;
 };
 
 at::Tensor bytes_at(const void* data, std::size_t bytes, c10::Device device) {
   return at::from_blob(
-      const_cast<void*>(data), {static_cast<std::int64_t>(bytes)}, [](void*) {}, at::device(device).dtype(at::kByte), device);
+      const_cast<void*>(data), {static_cast<std::int64_t>(bytes)}, [](void*) {}, at::device(device).dtype(at::kByte),
+      device);
 }
 
 void queue(const std::vector<DeviceCopy>& copies, c10::Device device, const c10::Stream& stream) {

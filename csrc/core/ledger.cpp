@@ -28,10 +28,14 @@ const char* to_string(Kind kind) noexcept { return kind == Kind::materialize ? "
 
 const char* to_string(Way way) noexcept {
   switch (way) {
-    case Way::steal: return "steal";
-    case Way::copy: return "copy";
-    case Way::skip: return "skip";
-    case Way::eager: return "eager";
+    case Way::steal:
+      return "steal";
+    case Way::copy:
+      return "copy";
+    case Way::skip:
+      return "skip";
+    case Way::eager:
+      return "eager";
   }
   return "?";
 }
@@ -45,18 +49,33 @@ struct Words {
 
 Words words_for(Reason reason) noexcept {
   switch (reason) {
-    case Reason::none: return {"", ""};
-    case Reason::tiny: return {"tiny", "a copy is cheaper than sharing"};
-    case Reason::device: return {"device", "tensors are shared on cpu and cuda"};
-    case Reason::foreign: return {"foreign", "the memory does not come from torch's own allocator (NumPy, a mapped file, shared or pinned memory, DLPack)"};
-    case Reason::numpy: return {"numpy", "an array or a buffer may look into the memory"};
-    case Reason::outside: return {"outside", "something that is no Python tensor refers to the memory (a consumer of DLPack, a live autograd graph)"};
-    case Reason::strict: return {"strict", "strict=True, and something outside of the cloned object refers to the memory"};
-    case Reason::writing: return {"writing", "another thread is writing or cloning it right now"};
-    case Reason::capture: return {"capture", "a graph is being captured on the stream"};
-    case Reason::hook: return {"hook", "torch's own copy-on-write or another write hook is on the storage"};
-    case Reason::layout: return {"layout", "deepcopy gives the parameter other strides, or resolves a conjugate or negative view"};
-    case Reason::kind: return {"kind", "the tensor is quantized, sparse, nested, or of a subclass that copies itself"};
+    case Reason::none:
+      return {"", ""};
+    case Reason::tiny:
+      return {"tiny", "a copy is cheaper than sharing"};
+    case Reason::device:
+      return {"device", "tensors are shared on cpu and cuda"};
+    case Reason::foreign:
+      return {"foreign",
+              "the memory does not come from torch's own allocator (NumPy, a mapped file, shared or pinned memory, "
+              "DLPack)"};
+    case Reason::numpy:
+      return {"numpy", "an array or a buffer may look into the memory"};
+    case Reason::outside:
+      return {"outside",
+              "something that is no Python tensor refers to the memory (a consumer of DLPack, a live autograd graph)"};
+    case Reason::strict:
+      return {"strict", "strict=True, and something outside of the cloned object refers to the memory"};
+    case Reason::writing:
+      return {"writing", "another thread is writing or cloning it right now"};
+    case Reason::capture:
+      return {"capture", "a graph is being captured on the stream"};
+    case Reason::hook:
+      return {"hook", "torch's own copy-on-write or another write hook is on the storage"};
+    case Reason::layout:
+      return {"layout", "deepcopy gives the parameter other strides, or resolves a conjugate or negative view"};
+    case Reason::kind:
+      return {"kind", "the tensor is quantized, sparse, nested, or of a subclass that copies itself"};
   }
   return {"?", "?"};
 }

@@ -52,8 +52,8 @@ c10::DataPtr allocate(const Job& job) {
 /// The tensor of a job as an error calls it.
 std::string describe(const Job& job) {
   const auto name = resolve_name != nullptr ? resolve_name(*job.storage) : std::string();
-  return c10::str(
-      name.empty() ? "a shared tensor" : name, " (", job.sharer->bytes, " bytes on ", job.sharer->block->device(), ")");
+  return c10::str(name.empty() ? "a shared tensor" : name, " (", job.sharer->bytes, " bytes on ",
+                  job.sharer->block->device(), ")");
 }
 
 bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == sharer.block->bytes; }
@@ -68,7 +68,8 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, Jobs& jobs) {
     if (!jobs.empty() && jobs.back().storage == target.storage) continue;
     Sharer* sharer = write_hook::sharer_of(*target.storage);
     while (sharer != nullptr && state.claimed(*sharer)) {
-      TORCH_CHECK(sharer->claimant != self, "torchcow: a tensor was written while it was being materialized in the same thread");
+      TORCH_CHECK(sharer->claimant != self,
+                  "torchcow: a tensor was written while it was being materialized in the same thread");
       wait_for_claims(lock);
       sharer = write_hook::sharer_of(*target.storage);
     }
@@ -78,7 +79,8 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, Jobs& jobs) {
     sharer->claim_epoch = state.fork_epoch;
     Block& block = *sharer->block;
     // Siblings in this batch leave as well; the last of them may take the memory.
-    const auto leaving = std::count_if(jobs.begin(), jobs.end(), [&](auto& job) { return job.sharer->block == &block; });
+    const auto leaving =
+        std::count_if(jobs.begin(), jobs.end(), [&](auto& job) { return job.sharer->block == &block; });
     const bool last = block.sharer_count == static_cast<std::size_t>(leaving) + 1;
     const bool steals = last && whole(*sharer) && !read_by_leavers(block);
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
@@ -106,11 +108,10 @@ std::optional<c10::Stream> stream_for(const Job& job, const Cause& cause) {
   if (device.is_cpu()) return std::nullopt;
   const auto stream = current_stream(device);
   const bool waits = job.way != Way::steal || job.sharer->block->order->pending(stream);
-  TORCH_CHECK(
-      !waits || !capturing(stream),
-      "torchcow: ", cause.operator_name, " makes the first write to ", describe(job),
-      " while a graph is being captured. The copy would become a part of the graph. "
-      "Call torchcow.materialize(...) on what the graph writes before the capture.");
+  TORCH_CHECK(!waits || !capturing(stream), "torchcow: ", cause.operator_name, " makes the first write to ",
+              describe(job),
+              " while a graph is being captured. The copy would become a part of the graph. "
+              "Call torchcow.materialize(...) on what the graph writes before the capture.");
   return stream;
 }
 
@@ -121,10 +122,10 @@ void prepare(Jobs& jobs, const Cause& cause) {
     try {
       job.memory = allocate(job);
     } catch (c10::Error& error) {
-      error.add_context(c10::str(
-          "torchcow: no memory for the first write to ", describe(job), " by ", cause.operator_name, ". It is shared by ",
-          job.sharer->block->sharer_count, " tensors. Nothing was changed: all still share and hold what they held. "
-          "Free memory (torchcow.materialize takes it earlier) and try again."));
+      error.add_context(c10::str("torchcow: no memory for the first write to ", describe(job), " by ",
+                                 cause.operator_name, ". It is shared by ", job.sharer->block->sharer_count,
+                                 " tensors. Nothing was changed: all still share and hold what they held. "
+                                 "Free memory (torchcow.materialize takes it earlier) and try again."));
       throw;
     }
   }
@@ -134,7 +135,8 @@ void copy_bytes(Jobs& jobs, const Cause& cause) {
   std::vector<DeviceCopy> device_copies;
   for (auto& job : jobs) {
     Block& block = *job.sharer->block;
-    if (job.way == Way::skip && poison && block.device().is_cpu()) std::memset(job.memory.get(), 0xFB, job.sharer->bytes);
+    if (job.way == Way::skip && poison && block.device().is_cpu())
+      std::memset(job.memory.get(), 0xFB, job.sharer->bytes);
     if (job.way != Way::copy) continue;
     if (block.device().is_cpu()) {
       host::copy(job.memory.get(), job.sharer->data(), job.sharer->bytes);
@@ -165,7 +167,8 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
       continue;
     }
     Block& block = *sharer.block;
-    if (cause.visible) record({Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device()});
+    if (cause.visible)
+      record({Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device()});
     if (job.way == Way::steal) {
       c10::DataPtr memory = std::move(block.data);
       block.data = c10::DataPtr(nullptr, memory.device());

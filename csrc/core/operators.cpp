@@ -24,37 +24,57 @@ const std::unordered_map<std::string_view, std::vector<std::string_view>>& unmar
       {"aten::batch_norm_update_stats", {"running_mean", "running_var"}},
       {"aten::_cudnn_rnn_flatten_weight", {"weight_arr"}},
       {"aten::miopen_rnn", {"weight"}},
-      {"aten::fused_moving_avg_obs_fake_quant",
-       {"running_min", "running_max", "scale", "zero_point"}},
+      {"aten::fused_moving_avg_obs_fake_quant", {"running_min", "running_max", "scale", "zero_point"}},
   };
   return table;
 }
 
 const Names& metadata_writers() {
-  static const Names names = {
-      "aten::set_", "aten::set", "aten::set_data", "aten::detach_", "aten::requires_grad_", "aten::retain_grad", "aten::t_", "aten::transpose_",
-      "aten::swapaxes_", "aten::swapdims_", "aten::squeeze_", "aten::unsqueeze_", "aten::as_strided_", "aten::rename_",
-      "aten::_coalesced_", "aten::sparse_resize_", "aten::sparse_resize_and_clear_", "aten::swapaxes_", "aten::moveaxis_",
-      "aten::conj_", "aten::_set_conj", "aten::_set_neg", "aten::_resize_output_", "aten::refine_names", "aten::align_to"};
+  static const Names names = {"aten::set_",
+                              "aten::set",
+                              "aten::set_data",
+                              "aten::detach_",
+                              "aten::requires_grad_",
+                              "aten::retain_grad",
+                              "aten::t_",
+                              "aten::transpose_",
+                              "aten::swapaxes_",
+                              "aten::swapdims_",
+                              "aten::squeeze_",
+                              "aten::unsqueeze_",
+                              "aten::as_strided_",
+                              "aten::rename_",
+                              "aten::_coalesced_",
+                              "aten::sparse_resize_",
+                              "aten::sparse_resize_and_clear_",
+                              "aten::swapaxes_",
+                              "aten::moveaxis_",
+                              "aten::conj_",
+                              "aten::_set_conj",
+                              "aten::_set_neg",
+                              "aten::_resize_output_",
+                              "aten::refine_names",
+                              "aten::align_to"};
   return names;
 }
 
 /// In-place operators that write all of `self` and read none of it. `out=` overloads are handled apart.
 const Names& overwriters() {
-  static const Names names = {
-      "aten::copy_", "aten::fill_", "aten::zero_", "aten::uniform_", "aten::normal_", "aten::random_", "aten::bernoulli_",
-      "aten::exponential_", "aten::cauchy_", "aten::log_normal_", "aten::geometric_",
-      "aten::_foreach_copy_", "aten::_foreach_zero_"};
+  static const Names names = {"aten::copy_",         "aten::fill_",       "aten::zero_",      "aten::uniform_",
+                              "aten::normal_",       "aten::random_",     "aten::bernoulli_", "aten::exponential_",
+                              "aten::cauchy_",       "aten::log_normal_", "aten::geometric_", "aten::_foreach_copy_",
+                              "aten::_foreach_zero_"};
   return names;
 }
 
 /// Operators whose `out=` forms write every element of `out`.
 const Names& out_overwriters() {
-  static const Names names = {
-      "aten::abs", "aten::add", "aten::addmm", "aten::baddbmm", "aten::bmm", "aten::cat", "aten::clamp", "aten::cos", "aten::div",
-      "aten::exp", "aten::log", "aten::matmul", "aten::maximum", "aten::mean", "aten::minimum", "aten::mm", "aten::mul",
-      "aten::neg", "aten::pow", "aten::reciprocal", "aten::rsqrt", "aten::sigmoid", "aten::sin", "aten::sqrt",
-      "aten::stack", "aten::sub", "aten::sum", "aten::tanh", "aten::where"};
+  static const Names names = {"aten::abs",   "aten::add",     "aten::addmm",   "aten::baddbmm", "aten::bmm",
+                              "aten::cat",   "aten::clamp",   "aten::cos",     "aten::div",     "aten::exp",
+                              "aten::log",   "aten::matmul",  "aten::maximum", "aten::mean",    "aten::minimum",
+                              "aten::mm",    "aten::mul",     "aten::neg",     "aten::pow",     "aten::reciprocal",
+                              "aten::rsqrt", "aten::sigmoid", "aten::sin",     "aten::sqrt",    "aten::stack",
+                              "aten::sub",   "aten::sum",     "aten::tanh",    "aten::where"};
   return names;
 }
 
@@ -112,7 +132,8 @@ std::optional<OperatorTraits> traits_of(const c10::OperatorHandle& op) {
   }
   if (traits.written.empty()) return std::nullopt;
   if (only_statistics) traits.only_if = training_flag(schema);
-  traits.overwrites = has_out ? out_overwriters().contains(name) && traits.written.size() == 1 : overwriters().contains(name);
+  traits.overwrites =
+      has_out ? out_overwriters().contains(name) && traits.written.size() == 1 : overwriters().contains(name);
   traits.resizes = name == "aten::resize_" || name == "aten::resize_as_";
   traits.records_stream = name == "aten::record_stream";
   return traits;

@@ -20,8 +20,8 @@ namespace torchcow {
 
 struct OperatorTraits {
   std::string name;
-  std::vector<std::uint32_t> written;     ///< indices of arguments
-  std::optional<std::uint32_t> only_if;   ///< a flag without which nothing is written (`training`)
+  std::vector<std::uint32_t> written;    ///< indices of arguments
+  std::optional<std::uint32_t> only_if;  ///< a flag without which nothing is written (`training`)
   std::uint32_t argument_count = 0;
   bool overwrites = false;
   bool resizes = false;         ///< resize_ and its kin: written only if it grows

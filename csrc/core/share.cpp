@@ -22,8 +22,8 @@ namespace torchcow {
 namespace {
 
 std::atomic<std::size_t> tiny_bytes{1024};
-std::bitset<c10::COMPILE_TIME_MAX_DEVICE_TYPES> allowed{
-    (1ULL << static_cast<int>(c10::DeviceType::CPU)) | (1ULL << static_cast<int>(c10::DeviceType::CUDA))};
+std::bitset<c10::COMPILE_TIME_MAX_DEVICE_TYPES> allowed{(1ULL << static_cast<int>(c10::DeviceType::CPU)) |
+                                                        (1ULL << static_cast<int>(c10::DeviceType::CUDA))};
 
 /// Memory that torch's own allocator of the device handed out, and will take back.
 bool own_memory(const c10::StorageImpl& storage) {
@@ -39,7 +39,8 @@ Reason obstacle(c10::StorageImpl& storage) {
   if (data.get_deleter() == &c10::impl::cow::cow_deleter) return Reason::hook;
   if (!own_memory(storage)) return Reason::foreign;
   // One tensor holds it; NumPy's view is another one, and has made the storage unresizable.
-  if (!storage.resizable() && c10::raw::intrusive_ptr::use_count(&storage) > 1 + python_references(storage)) return Reason::numpy;
+  if (!storage.resizable() && c10::raw::intrusive_ptr::use_count(&storage) > 1 + python_references(storage))
+    return Reason::numpy;
   // A thread on its way out of the hook needs some nanoseconds more.
   for (int spin = 0; spin < 1000; ++spin) {
     const auto readiness = write_hook::readiness(storage);
@@ -77,8 +78,8 @@ StreamOrder::Ready SharingCall::ready_on(c10::Device device) {
   return ready;
 }
 
-c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
-    c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason) {
+c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source, std::size_t offset, std::size_t bytes,
+                                                        Reason& reason) {
   reason = Reason::none;
   const auto device = source.device();
   if (!allowed[static_cast<std::size_t>(device.type())]) {
@@ -116,7 +117,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(
     auto* block = new Block();
     block->bytes = source.nbytes();
     block->allocator = write_hook::allocator_of(source) != nullptr ? write_hook::allocator_of(source)
-                                                                    : c10::GetAllocator(device.type());
+                                                                   : c10::GetAllocator(device.type());
     block->order = std::move(order);
     block->probation = this;
     block->probation_index = made_.size();

@@ -39,8 +39,8 @@ class SharingCall {
   ~SharingCall();
 
   /// A storage over `bytes` bytes of `source`'s memory from `offset` on, or nullptr and the reason.
-  c10::intrusive_ptr<c10::StorageImpl> share(
-      c10::StorageImpl& source, std::size_t offset, std::size_t bytes, Reason& reason);
+  c10::intrusive_ptr<c10::StorageImpl> share(c10::StorageImpl& source, std::size_t offset, std::size_t bytes,
+                                             Reason& reason);
 
   /// Counts a tensor over a source whose block this call made.
   void meet(c10::TensorImpl& tensor);

@@ -59,7 +59,7 @@ bool StreamOrder::pending(const c10::Stream& stream) {
   std::lock_guard guard(mutex_);
   const auto elsewhere = [&](const c10::Stream& other) { return other != stream; };
   return std::any_of(copies_.begin(), copies_.end(), [&](auto& copy) { return elsewhere(copy.first); }) ||
-      std::any_of(recorded_.begin(), recorded_.end(), elsewhere);
+         std::any_of(recorded_.begin(), recorded_.end(), elsewhere);
 }
 
 void StreamOrder::before_steal(const c10::Stream& stream) {

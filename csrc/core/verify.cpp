@@ -28,7 +28,8 @@ std::uint64_t checksum(const Block& block) {
     return kernels->checksums({{block.data.get(), block.bytes}}, stream).front();
   }
   const auto bytes = at::from_blob(
-      block.data.get(), {static_cast<std::int64_t>(block.bytes)}, [](void*) {}, at::device(device).dtype(at::kByte), device);
+      block.data.get(), {static_cast<std::int64_t>(block.bytes)}, [](void*) {}, at::device(device).dtype(at::kByte),
+      device);
   const auto host = bytes.to(at::kCPU);
   return host_checksum(host.const_data_ptr(), block.bytes);
 }

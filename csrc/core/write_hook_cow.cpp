@@ -100,13 +100,14 @@ class Hook final : public c10::Allocator {
   c10::DataPtr arm(Sharer& sharer) {
     // Nothing of an earlier arming is in use: `readiness` saw that all exchanges are over.
     if (context_ == nullptr) {
-      context_ = new Context(std::unique_ptr<void, c10::DeleterFnPtr>(nullptr, +[](void*) {}));
+      context_ = new Context(std::unique_ptr<void, c10::DeleterFnPtr>(
+          nullptr, +[](void*) {}));
     }
     count_of(*context_) = endless;
     sharer_ = &sharer;
     c10::DataPtr old = std::move(storage_._mutable_data_ptr_no_checks());
-    storage_.set_data_ptr_noswap(c10::DataPtr(
-        const_cast<void*>(sharer.data()), context_, &c10::impl::cow::cow_deleter, sharer.block->device()));
+    storage_.set_data_ptr_noswap(
+        c10::DataPtr(const_cast<void*>(sharer.data()), context_, &c10::impl::cow::cow_deleter, sharer.block->device()));
     return unwrap(std::move(old));
   }
 
@@ -184,7 +185,6 @@ class Hook final : public c10::Allocator {
   std::mutex exchange_;
   Hook* next_ = nullptr;
   Hook* previous_ = nullptr;
-
 };
 
 /// Set while this thread is below `Allocator::clone`; `allocate` alone cannot tell it from a resize, but
@@ -229,8 +229,8 @@ void* hooked_table() {
   static void* const table = [] {
     // A sample that is never destroyed: its destructor expects a Hook.
     alignas(HookedStorage) static std::byte room[sizeof(HookedStorage)];
-    auto* sample = new (room) HookedStorage(
-        c10::StorageImpl::use_byte_size_t(), 0, c10::DataPtr(), nullptr, /*resizable=*/false);
+    auto* sample =
+        new (room) HookedStorage(c10::StorageImpl::use_byte_size_t(), 0, c10::DataPtr(), nullptr, /*resizable=*/false);
     return table_of(*sample);
   }();
   return table;

@@ -25,7 +25,11 @@ struct Slots {
 Slots* all_slots = nullptr;
 WritingScope* listed_scopes = nullptr;
 
+// A plain pointer: the child of a fork asks for it under the mutex, where no Slots can be constructed.
+thread_local Slots* own_slots = nullptr;
+
 Slots::Slots() {
+  own_slots = this;
   std::lock_guard lock(registry().mutex);
   next = all_slots;
   if (next != nullptr) next->previous = this;
@@ -33,6 +37,7 @@ Slots::Slots() {
 }
 
 Slots::~Slots() {
+  own_slots = nullptr;
   std::lock_guard lock(registry().mutex);
   (previous != nullptr ? previous->next : all_slots) = next;
   if (next != nullptr) next->previous = previous;
@@ -90,9 +95,8 @@ bool being_written(const c10::StorageImpl& storage) noexcept {
 }
 
 void forget_other_writers() noexcept {
-  auto& mine = slots();
-  all_slots = &mine;
-  mine.next = mine.previous = nullptr;
+  all_slots = own_slots;
+  if (own_slots != nullptr) own_slots->next = own_slots->previous = nullptr;
   listed_scopes = nullptr;
 }
 

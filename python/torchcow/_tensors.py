@@ -9,7 +9,7 @@ import torch
 
 
 def named_tensors(obj: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (dotted name, tensor) for modules, optimizers, mappings, sequences and plain attributes; each tensor once."""
+    """Yield (dotted name, tensor) for modules, optimizers, mappings, sequences and attributes; each tensor once."""
     yield from _walk(obj, prefix, {})
 
 

@@ -16,6 +16,7 @@ import torch
 
 from torchcow._names import remember
 from torchcow._native import _C
+from torchcow.ledger import is_shared
 
 T = TypeVar("T")
 _Copier = Callable[[Any, dict[int, Any]], Any]
@@ -63,6 +64,7 @@ def clone(obj: T, memo: dict[int, Any] | None = None, *, strict: bool = False) -
     try:
         result = copy.deepcopy(obj, memo)
         remember(obj, result)
+        _record_subclasses(memo)
         return result
     finally:
         del _calls[key]
@@ -73,7 +75,8 @@ def _copy_parameter(source: torch.nn.Parameter, memo: dict[int, Any]) -> torch.n
     call = _calls.get(id(memo))
     data = None if call is None else call.share_parameter(source)
     if data is None:
-        return _inherited[torch.nn.Parameter](source, memo)
+        copied: torch.nn.Parameter = _inherited[torch.nn.Parameter](source, memo)
+        return copied
     return torch.nn.Parameter(data, source.requires_grad)
 
 
@@ -98,6 +101,13 @@ def _copy_storage(source: torch.UntypedStorage, memo: dict[Any, Any]) -> torch.U
                 storages[source._cdata] = shared
     result: torch.UntypedStorage = _inherited[torch.UntypedStorage](source, memo)
     return result
+
+
+def _record_subclasses(memo: dict[int, Any]) -> None:
+    """Tensor subclasses copy themselves; the ledger says so for those that share nothing."""
+    for value in memo.values():
+        if isinstance(value, torch.Tensor) and type(value) not in _inherited and not is_shared(value):
+            _C.record_copied_tensor(value)
 
 
 def _install() -> dict[type, _Copier]:

@@ -52,5 +52,5 @@ def fail_allocations(after: int) -> Iterator[None]:
 
 
 def load_test_operators() -> None:
-    """Define ``torch.ops.torchcow_test``: operators that write through const pointers, as CUDA's multi-tensor ones do."""
+    """Define ``torch.ops.torchcow_test``: operators that write through const pointers, as CUDA's foreach kernels do."""
     _C.load_test_operators()

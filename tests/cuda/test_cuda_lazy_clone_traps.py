@@ -508,7 +508,8 @@ class Walk:
 
     def clone(self, stream: torch.cuda.Stream) -> None:
         if len(self.slots) >= 12:
-            return self.drop(stream)
+            self.drop(stream)
+            return
         slot = self.random.choice(self.slots)
         self.enter(stream, slot)
         clone = Slot(torchcow.clone(slot.tensor), copy.deepcopy(slot.oracle))

@@ -393,6 +393,19 @@ TEST_F(Streams, VerifyLooksAtDevices) {
   }
 }
 
+// Broken by: operators that run while the registry's mutex is held: the first one of a thread takes it again.
+TEST_F(Streams, VerifyInAThreadThatNeverWrote) {
+  arm_fingerprints(true);
+  const auto source = device_numbers(100);
+  const auto copy = clone(source);
+  std::thread([] {
+    std::size_t looked_at = 0;
+    EXPECT_TRUE(verify(looked_at).empty());
+    EXPECT_EQ(looked_at, 1U);
+  }).join();
+  arm_fingerprints(false);
+}
+
 /// A tensor, and the value and the stream that a user who knows nothing of torchcow has in mind for it.
 struct Mine {
   at::Tensor tensor;
