@@ -8,6 +8,7 @@
 
 #include <thread>
 #include <typeinfo>
+#include <unordered_map>
 
 /// The write hook on torch 2.11 and 2.12.
 ///
@@ -27,6 +28,7 @@
 ///      table of `HookedStorage`, whose destructor does.
 ///   3. A storage that is resized forgets its context without a word. `sharer_of` sees that the DataPtr
 ///      is no longer ours, and `sweep` looks for such storages.
+///      Moving a storage to shared memory also takes our allocator off it, so hooks are found by storage.
 ///   4. Two threads inside of `clone` at once: each would exchange the DataPtr. `allocate` lets the second
 ///      go on only when the first has finished, and hands it the same memory under another context
 ///      (`Handle`), so that what torch forgets and what it keeps are different things.
@@ -60,24 +62,22 @@ void delete_handle(void* handle) { delete static_cast<Handle*>(handle); }
 
 class Hook;
 std::mutex hooks_mutex;
-Hook*& all_hooks() {
-  static Hook* first = nullptr;
-  return first;
+using Hooks = std::unordered_map<const c10::StorageImpl*, Hook*>;
+Hooks& all_hooks() {
+  static auto* hooks = new Hooks();
+  return *hooks;
 }
 
 class Hook final : public c10::Allocator {
  public:
   Hook(c10::StorageImpl& storage, c10::Allocator* original) : storage_(storage), original_(original) {
     std::lock_guard lock(hooks_mutex);
-    next_ = all_hooks();
-    if (next_ != nullptr) next_->previous_ = this;
-    all_hooks() = this;
+    all_hooks()[&storage] = this;
   }
 
   ~Hook() override {
     std::lock_guard lock(hooks_mutex);
-    (previous_ != nullptr ? previous_->next_ : all_hooks()) = next_;
-    if (next_ != nullptr) next_->previous_ = previous_;
+    all_hooks().erase(&storage_);
   }
 
   c10::DataPtr allocate(std::size_t bytes) override;
@@ -136,7 +136,6 @@ class Hook final : public c10::Allocator {
     return data;
   }
 
-  Hook* next() const { return next_; }
   void free_context() {
     // The storage's DataPtr is gone; the count is ours alone.
     if (context_ == nullptr) return;
@@ -183,8 +182,6 @@ class Hook final : public c10::Allocator {
   c10::DataPtr handed_over_;
   Parts last_;  ///< what the last exchange puts into the storage
   std::mutex exchange_;
-  Hook* next_ = nullptr;
-  Hook* previous_ = nullptr;
 };
 
 /// Set while this thread is below `Allocator::clone`; `allocate` alone cannot tell it from a resize, but
@@ -198,14 +195,22 @@ c10::DataPtr Hook::allocate(std::size_t bytes) {
   return original_->allocate(bytes);
 }
 
+/// The hook of a storage that has one: usually its allocator.
+Hook* find_hook(c10::StorageImpl& storage) {
+  auto* allocator = storage.allocator();
+  if (allocator != nullptr && typeid(*allocator) == typeid(Hook)) return static_cast<Hook*>(allocator);
+  std::lock_guard lock(hooks_mutex);
+  return all_hooks().at(&storage);
+}
+
 /// What a StorageImpl becomes when it is armed; adds no members, so that the memory fits (2).
 class HookedStorage final : public c10::StorageImpl {
  public:
   using c10::StorageImpl::StorageImpl;
   ~HookedStorage() override {
     leave_block();
-    auto* hook = static_cast<Hook*>(allocator());
-    set_allocator(hook->original());
+    auto* hook = find_hook(*this);
+    if (allocator() == hook) set_allocator(hook->original());
     _mutable_data_ptr_no_checks().clear();
     hook->free_context();
     delete hook;
@@ -217,7 +222,7 @@ class HookedStorage final : public c10::StorageImpl {
 
  private:
   void leave_block() {
-    if (auto* sharer = static_cast<Hook*>(allocator())->forget()) dropped(sharer);
+    if (auto* sharer = find_hook(*this)->forget()) dropped(sharer);
   }
 };
 
@@ -238,7 +243,7 @@ void* hooked_table() {
 
 Hook* hook_of(const c10::StorageImpl& storage) {
   auto& mutable_storage = const_cast<c10::StorageImpl&>(storage);
-  return table_of(mutable_storage) == hooked_table() ? static_cast<Hook*>(mutable_storage.allocator()) : nullptr;
+  return table_of(mutable_storage) == hooked_table() ? find_hook(mutable_storage) : nullptr;
 }
 
 }  // namespace
@@ -262,9 +267,9 @@ c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   auto* hook = hook_of(storage);
   if (hook == nullptr) {
     hook = new Hook(storage, storage.allocator());
-    storage.set_allocator(hook);
     table_of(storage) = hooked_table();
   }
+  storage.set_allocator(hook);
   return hook->arm(sharer);
 }
 
@@ -286,9 +291,9 @@ c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept {
 void sweep() {
   std::vector<Sharer*> gone;
   {
-    std::lock_guard lock(hooks_mutex);
     std::lock_guard state(registry().mutex);
-    for (auto* hook = all_hooks(); hook != nullptr; hook = hook->next()) {
+    std::lock_guard lock(hooks_mutex);  // always the inner one
+    for (const auto& [storage, hook] : all_hooks()) {
       if (hook->left()) gone.push_back(hook->forget());
     }
   }
