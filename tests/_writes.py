@@ -384,7 +384,7 @@ CHANGES_NOTHING = {
     "nan_to_num_",
     "squeeze_",
 }
-LEFT_OUT: set[str] = set()
+LEFT_OUT = {"rename_"}  # named tensors, up to torch 2.12: metadata only
 MAKES = {
     **{name + "_": integers for name in [*BITWISE, "bitwise_not"]},
     "addmv_": lambda: torch.rand(SIDE * SIDE),

@@ -52,7 +52,7 @@ UNINITIALIZED = {
     "svd_lowrank",
 }
 # Called with `out=` on their own input they overwrite what they still have to read: the result is anybody's guess.
-UNDEFINED_IN_PLACE = {"mm", "kron", "linalg.det", "linalg.vecdot"}
+UNDEFINED_IN_PLACE = {"histc", "mm", "kron", "linalg.det", "linalg.vecdot"}
 # Read through a writable pointer in ATen or oneDNN: they may un-share what they read. Everything else must not.
 UNSHARING_READS = {"channel_shuffle", "nn.functional.channel_shuffle", "nn.functional.scaled_dot_product_attention"}
 
