@@ -78,9 +78,11 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, Jobs& jobs) {
     sharer->claimant = self;
     sharer->claim_epoch = state.fork_epoch;
     Block& block = *sharer->block;
-    // Siblings in this batch leave as well; the last of them may take the memory.
-    const auto leaving =
-        std::count_if(jobs.begin(), jobs.end(), [&](auto& job) { return job.sharer->block == &block; });
+    // Siblings in this batch that copy leave as well; the last one may take the memory. One that skips
+    // keeps the bytes until its operator has returned.
+    const auto leaving = std::count_if(jobs.begin(), jobs.end(), [&](auto& job) {
+      return job.sharer->block == &block && job.way == Way::copy;
+    });
     const bool last = block.sharer_count == static_cast<std::size_t>(leaving) + 1;
     const bool steals = last && whole(*sharer) && !read_by_leavers(block);
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
@@ -239,6 +241,13 @@ void finish_skipped(const Skipped& skipped, std::size_t written) {
 }
 
 void write_hook::dropped(Sharer* sharer) noexcept {
+  if (auto& order = sharer->block->order) {
+    try {
+      order->record_stream(sharer->block->data, current_stream(sharer->block->device()));
+    } catch (...) {
+      // At exit the device may be gone.
+    }
+  }
   Garbage garbage;
   auto& state = registry();
   std::lock_guard lock(state.mutex);

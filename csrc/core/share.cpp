@@ -134,7 +134,6 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
     }
     enlist(*origin);
     state.add(*block);
-    fingerprint(*block);
   }
   Block& block = *origin->block;
   auto* sharer = new_sharer(block, origin->offset + offset, bytes, nullptr);
@@ -144,8 +143,14 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
   if (fresh) made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), {}});
   if (block.probation == this) made_[block.probation_index].clones.push_back(clone);
   lock.unlock();
+  if (fresh) fingerprint(block);
   // Where the clone is at home it may be read without a word, and be dropped with reads pending.
-  if (block.order) block.order->record_stream(block.data, *sharer->home);
+  if (block.order) {
+    block.order->record_stream(block.data, *sharer->home);
+    // The source is at home where it was allocated, which nothing tells; most often it is here.
+    const auto usual = fresh ? default_stream(device) : std::nullopt;
+    if (usual) block.order->record_stream(block.data, *usual);
+  }
   return clone;
 }
 

@@ -22,6 +22,14 @@ std::shared_ptr<c10::Event> record_on(const c10::Stream& stream) {
 
 c10::Stream current_stream(c10::Device device) { return Guard(device.type()).getStream(device); }
 
+std::optional<c10::Stream> default_stream(c10::Device device) noexcept {
+  try {
+    return Guard(device.type()).getDefaultStream(device);
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
+}
+
 bool capturing(const c10::Stream& stream) {
   if (auto* kernels = device_kernels(stream.device_type())) return kernels->capturing(stream);
 #if TORCHCOW_STREAM_TELLS_CAPTURE

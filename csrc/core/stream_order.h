@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 /// Stream order: on a device, 'before' is a matter of streams, and a block has readers on several.
@@ -13,7 +14,8 @@
 ///   1. What the source's stream wrote before the clone must be there before another stream copies it:
 ///      one `ready` event per device and clone call, which every copy waits for.
 ///   2. Who steals a block will write into it, so it waits for what still reads it: the copies that
-///      siblings have queued (`add_copy`), and the streams that the user named by `record_stream`.
+///      siblings have queued (`after_copy`), and the streams that may read it: those where source and
+///      clones are at home, where a sharer was dropped, and those that the user named.
 ///   3. Who frees a block must not give its memory away under a queued reader: the block's own
 ///      allocator is told about each stream that read it.
 ///
@@ -26,6 +28,9 @@ namespace torchcow {
 
 /// The stream that the calling thread uses on `device`.
 c10::Stream current_stream(c10::Device device);
+
+/// The stream on which memory of `device` usually lives, if the device has such a stream.
+std::optional<c10::Stream> default_stream(c10::Device device) noexcept;
 
 /// Is the stream being captured into a graph?
 bool capturing(const c10::Stream& stream);
@@ -43,7 +48,7 @@ class StreamOrder {
   void before_copy(const c10::Stream& stream);
   /// After a copy from the block was queued on `stream`.
   void after_copy(const c10::DataPtr& data, const c10::Stream& stream);
-  /// The user says that `stream` reads the block.
+  /// `stream` may read the block without a word: it is at home there, or the user said so.
   void record_stream(const c10::DataPtr& data, const c10::Stream& stream);
   /// Must a steal on `stream` wait for something?
   [[nodiscard]] bool pending(const c10::Stream& stream);

@@ -34,29 +34,68 @@ std::uint64_t checksum(const Block& block) {
   return host_checksum(host.const_data_ptr(), block.bytes);
 }
 
+/// All live blocks, each held by a sharer of ours, so that nobody steals or frees them: checksums take long
+/// and may run torch operators, which the registry's mutex forbids.
+class Pins {
+ public:
+  Pins() {
+    std::lock_guard lock(registry().mutex);
+    for (auto* block = registry().blocks; block != nullptr; block = block->next) hold(*block);
+  }
+  Pins(const Pins&) = delete;
+  Pins& operator=(const Pins&) = delete;
+  ~Pins() {
+    Garbage garbage;
+    std::lock_guard lock(registry().mutex);
+    for (auto* pin : pins_) {
+      leave(*pin, false, garbage);
+      garbage.sharers.push_back(pin);
+    }
+  }
+
+  [[nodiscard]] const std::vector<Sharer*>& all() const noexcept { return pins_; }
+
+ private:
+  void hold(Block& block) {
+    auto* pin = new Sharer{&block, 0, 0, nullptr};
+    block.link(*pin);
+    ++registry().sharer_count;
+    pins_.push_back(pin);
+  }
+
+  std::vector<Sharer*> pins_;
+};
+
+void set_fingerprint(Block& block) {
+  const auto sum = checksum(block);
+  std::lock_guard lock(registry().mutex);
+  block.fingerprint = sum;
+}
+
 }  // namespace
 
 void arm_fingerprints(bool on) {
   armed = on;
   if (!on) return;
-  std::lock_guard lock(registry().mutex);
-  for (auto* block = registry().blocks; block != nullptr; block = block->next) {
-    if (!block->fingerprint) block->fingerprint = checksum(*block);
+  const Pins pins;
+  for (const auto* pin : pins.all()) {
+    if (!pin->block->fingerprint) set_fingerprint(*pin->block);
   }
 }
 
 void fingerprint(Block& block) {
-  if (armed) block.fingerprint = checksum(block);
+  if (armed) set_fingerprint(block);
 }
 
 std::vector<Damage> verify(std::size_t& looked_at) {
   std::vector<Damage> damages;
   looked_at = 0;
-  std::lock_guard lock(registry().mutex);
-  for (auto* block = registry().blocks; block != nullptr; block = block->next) {
-    if (!block->fingerprint || !block->data) continue;
+  const Pins pins;
+  for (const auto* pin : pins.all()) {
+    const Block& block = *pin->block;
+    if (!block.fingerprint) continue;
     ++looked_at;
-    if (checksum(*block) != *block->fingerprint) damages.push_back({block->id, block->bytes, block->device()});
+    if (checksum(block) != *block.fingerprint) damages.push_back({block.id, block.bytes, block.device()});
   }
   return damages;
 }

@@ -15,7 +15,7 @@ namespace torchcow {
 /// Turns checksums on or off for blocks to come, and takes those of the blocks that live.
 void arm_fingerprints(bool on);
 
-/// Checksums a new block if armed. The registry's mutex is held.
+/// Checksums a new block if armed. The caller holds one of its clones, and no lock.
 void fingerprint(Block& block);
 
 struct Damage {

@@ -147,7 +147,7 @@ TEST_F(Races, FirstWritersWhileMemoryRunsOut) {
     std::atomic<int> failed{0};
     together(each([&](int) {
       try {
-        storage_impl(copy).mutable_data();
+        materialize({{&storage_impl(copy)}}, {"test"});
       } catch (const c10::OutOfMemoryError&) {
         ++failed;
       }

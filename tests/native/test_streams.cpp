@@ -387,7 +387,6 @@ TEST_F(Streams, VerifyLooksAtDevices) {
     EXPECT_EQ(verify(looked_at).size(), 1U);
     *byte ^= 1;
     arm_fingerprints(false);
-    storage_impl(copy);
     const OnStream back(0);
     mock::order(mock::stream(4), mock::stream(0));
   }
