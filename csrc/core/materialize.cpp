@@ -80,9 +80,8 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, Jobs& jobs) {
     Block& block = *sharer->block;
     // Siblings in this batch that copy leave as well; the last one may take the memory. One that skips
     // keeps the bytes until its operator has returned.
-    const auto leaving = std::count_if(jobs.begin(), jobs.end(), [&](auto& job) {
-      return job.sharer->block == &block && job.way == Way::copy;
-    });
+    const auto leaving = std::count_if(jobs.begin(), jobs.end(),
+                                       [&](auto& job) { return job.sharer->block == &block && job.way == Way::copy; });
     const bool last = block.sharer_count == static_cast<std::size_t>(leaving) + 1;
     const bool steals = last && whole(*sharer) && !read_by_leavers(block);
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;

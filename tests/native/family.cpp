@@ -18,8 +18,8 @@ namespace {
 
 at::Tensor tensor_over(c10::intrusive_ptr<c10::StorageImpl> storage, const at::Tensor& like) {
   const auto backend = c10::computeDispatchKey(like.scalar_type(), at::kStrided, like.device());
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)),
-                                                         c10::DispatchKeySet(backend), like.dtype());
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)), c10::DispatchKeySet(backend),
+                                                         like.dtype());
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides());
   return tensor;
 }
@@ -71,7 +71,8 @@ bool same_memory(const at::Tensor& a, const at::Tensor& b) { return a.const_data
   const auto* left = static_cast<const char*>(a.const_data_ptr());
   const auto* right = static_cast<const char*>(b.const_data_ptr());
   for (std::size_t at = 0; at < a.nbytes(); ++at) {
-    if (left[at] != right[at]) return ::testing::AssertionFailure() << "byte " << at << " of " << a.nbytes() << " differs";
+    if (left[at] != right[at])
+      return ::testing::AssertionFailure() << "byte " << at << " of " << a.nbytes() << " differs";
   }
   return ::testing::AssertionSuccess();
 }

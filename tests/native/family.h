@@ -47,8 +47,8 @@ std::vector<std::string> materializations();
 /// Numbers that differ everywhere.
 at::Tensor numbers(std::int64_t count);
 
-/// Nothing is tiny, skipped memory is poisoned, every block has a checksum, and no other thread is inside of an operator.
-/// After the test: no block was damaged, none lives, none is retired.
+/// Nothing is tiny, skipped memory is poisoned, every block has a checksum, and no other thread is inside of an
+/// operator. After the test: no block was damaged, none lives, none is retired.
 class EngineTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite();

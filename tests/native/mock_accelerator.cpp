@@ -143,7 +143,8 @@ void free_memory(void* data) {
   for (const auto* accesses : {&memory.reads, &memory.writes}) {
     for (const auto& access : *accesses) {
       if (!memory.used_on.contains(access.stream) && !ordered(access, memory.own_stream)) {
-        self.hazards.push_back("#" + std::to_string(memory.number) + " is freed under stream " + name_of(access.stream));
+        self.hazards.push_back("#" + std::to_string(memory.number) + " is freed under stream " +
+                               name_of(access.stream));
       }
     }
   }
@@ -228,7 +229,8 @@ struct MockGuard final : c10::impl::DeviceGuardImplInterface {
     auto& self = accelerator();
     std::lock_guard lock(self.mutex);
     if (data.get_deleter() != &free_memory) {
-      self.hazards.push_back("recordDataPtrOnStream on a DataPtr that is not the allocator's: a real one would ignore it");
+      self.hazards.push_back(
+          "recordDataPtrOnStream on a DataPtr that is not the allocator's: a real one would ignore it");
       return;
     }
     if (auto* memory = memory_of(data.get())) memory->used_on.insert(index_of(on));
@@ -269,8 +271,8 @@ at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std:
 at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype,
                          std::optional<at::Layout>, std::optional<at::Device> where, std::optional<bool>) {
   const c10::DeviceGuard guard(where.value_or(device(current_device)));
-  return at::detail::empty_strided_generic(size, stride, &allocator(),
-                                           c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), dtype.value_or(at::kFloat));
+  return at::detail::empty_strided_generic(
+      size, stride, &allocator(), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), dtype.value_or(at::kFloat));
 }
 
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool) {
@@ -324,7 +326,8 @@ at::Tensor sum(const at::Tensor& self, std::optional<at::ScalarType> dtype) {
   return on_host(self, false).sum(dtype);  // stays on the host: a test looks at nothing but the order
 }
 
-at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef size, at::IntArrayRef stride, std::optional<int64_t> offset) {
+at::Tensor as_strided(const at::Tensor& self, at::IntArrayRef size, at::IntArrayRef stride,
+                      std::optional<int64_t> offset) {
   return at::native::as_strided_tensorimpl(self, size, stride, offset);
 }
 
@@ -383,7 +386,8 @@ std::vector<std::string> log(const std::vector<std::string_view>& kinds) {
   if (kinds.empty()) return self.log;
   std::vector<std::string> lines;
   for (const auto& line : self.log) {
-    if (std::any_of(kinds.begin(), kinds.end(), [&](auto kind) { return line.starts_with(kind); })) lines.push_back(line);
+    if (std::any_of(kinds.begin(), kinds.end(), [&](auto kind) { return line.starts_with(kind); }))
+      lines.push_back(line);
   }
   return lines;
 }

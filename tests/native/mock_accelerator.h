@@ -11,9 +11,9 @@
 
 /// A mock accelerator: two devices of type PrivateUse1, whose memory is the host's, and which log and check every step.
 ///
-/// Work runs at once, in the order of the calls, so that its results are right whatever the streams say. What the streams
-/// say is checked beside it: each stream has a vector clock, which events and host waits carry on. An access that is not
-/// ordered behind the accesses that it conflicts with is a *hazard*: on a real device it might have read or
+/// Work runs at once, in the order of the calls, so that its results are right whatever the streams say. What the
+/// streams say is checked beside it: each stream has a vector clock, which events and host waits carry on. An access
+/// that is not ordered behind the accesses that it conflicts with is a *hazard*: on a real device it might have read or
 /// overwritten what others write or read. So is freeing memory under a reader on a stream that the allocator does not
 /// know of (`recordDataPtrOnStream`), because the allocator gives the memory to the next one on its own stream.
 ///

@@ -37,7 +37,8 @@ void expect_copied(std::size_t bytes, std::size_t to_offset, std::size_t from_of
   host::copy(to.data() + to_offset, begin, bytes);
   EXPECT_EQ(std::memcmp(to.data() + to_offset, begin, bytes), 0) << bytes << " bytes";
   for (std::size_t i = 0; i < to_offset; ++i) ASSERT_EQ(to[i], 0xEE) << "before the target of " << bytes << " bytes";
-  for (std::size_t i = to_offset + bytes; i < to.size(); ++i) ASSERT_EQ(to[i], 0xEE) << "behind the target of " << bytes;
+  for (std::size_t i = to_offset + bytes; i < to.size(); ++i)
+    ASSERT_EQ(to[i], 0xEE) << "behind the target of " << bytes;
 }
 
 class HostMemory : public ::testing::TestWithParam<int> {

@@ -26,7 +26,8 @@ void materialize_one(const at::Tensor& tensor) { materialize({{&storage_impl(ten
 
 /// A tensor whose storage allocates from `allocator`.
 at::Tensor numbers_from(HostileAllocator& allocator, std::int64_t count) {
-  auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), count * 4, &allocator, true);
+  auto storage =
+      c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), count * 4, &allocator, true);
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(
       c10::Storage(std::move(storage)), c10::DispatchKeySet(c10::DispatchKey::CPU), caffe2::TypeMeta::Make<float>());
   tensor.unsafeGetTensorImpl()->set_sizes_contiguous({count});
@@ -163,7 +164,8 @@ TEST_F(Materialize, NobodyStealsFromASkippedSibling) {
   const std::vector<WriteTarget> targets{{&storage_impl(source), true}, {&storage_impl(copy), true}};
   materialize(targets, {"test"}, &skipped);
   // The operator writes all targets, and then fails.
-  for (const auto& tensor : {source, copy}) std::fill_n(static_cast<float*>(storage_impl(tensor).mutable_data()), 100, 0.0F);
+  for (const auto& tensor : {source, copy})
+    std::fill_n(static_cast<float*>(storage_impl(tensor).mutable_data()), 100, 0.0F);
   for (const auto& skip : skipped) {
     ASSERT_NE(skip.keeper->block->data.get(), nullptr) << "the block of a skipped storage was given away";
     finish_skipped(skip, 0);

@@ -86,10 +86,20 @@ TEST_F(Races, WrapMaterializeAndDropInOneFamily) {
         ++shared_count;
         EXPECT_EQ(total(mine), 125250);
         switch ((i + step) % 4) {
-          case 0: mine.fill_(i); EXPECT_EQ(total(mine), 500.0 * i); break;
-          case 1: mine.add_(1); EXPECT_EQ(total(mine), 125750); break;
-          case 2: static_cast<float*>(storage_impl(mine).mutable_data())[0] = 2; EXPECT_EQ(total(mine), 125251); break;
-          case 3: break;
+          case 0:
+            mine.fill_(i);
+            EXPECT_EQ(total(mine), 500.0 * i);
+            break;
+          case 1:
+            mine.add_(1);
+            EXPECT_EQ(total(mine), 125750);
+            break;
+          case 2:
+            static_cast<float*>(storage_impl(mine).mutable_data())[0] = 2;
+            EXPECT_EQ(total(mine), 125251);
+            break;
+          case 3:
+            break;
         }
       }
     }));
@@ -158,9 +168,9 @@ TEST_F(Races, FirstWritersWhileMemoryRunsOut) {
   }
 }
 
-// Readers hold a tensor each and sum it, again and again, while its owner writes, clones and drops. Under the sanitizers
-// a freed block is seen at once; without them a sum that no value ever gave shows it.
-// Broken by: `retire` that frees at once; a steal although a leaver reads.
+// Readers hold a tensor each and sum it, again and again, while its owner writes, clones and drops. Under the
+// sanitizers a freed block is seen at once; without them a sum that no value ever gave shows it. Broken by: `retire`
+// that frees at once; a steal although a leaver reads.
 TEST_F(Races, ReadersNeverSeeFreedMemory) {
   const auto source = at::full({4096}, 1.0F);
   std::atomic<bool> done{false};

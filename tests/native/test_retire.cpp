@@ -95,7 +95,8 @@ TEST_F(Retire, WithoutFurtherReferencesItStaysForAWhile) {
     source.fill_(7);
   }
   EXPECT_EQ(totals().retired_blocks, 1U) << "a method call holds no reference of its own";
-  const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(static_cast<int>(1000 * grace_seconds) + 2000);
+  const auto patience =
+      std::chrono::steady_clock::now() + std::chrono::milliseconds(static_cast<int>(1000 * grace_seconds) + 2000);
   while (totals().retired_blocks > 0 && std::chrono::steady_clock::now() < patience) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }

@@ -94,8 +94,9 @@ TEST_F(Streams, AFirstWriteOnAnotherStream) {
     mock::order(mock::stream(1), mock::stream(2));
     copy.add_(1);
   }
-  EXPECT_EQ(mock::log(), (Lines{"allocate " + name(copy) + " 400 on 2", "use " + name(copy) + " on 1", "wait 2 for 1", "copy 400 on 2",
-                                "use " + block + " on 2", "record 2", "write " + name(copy) + " on 2"}));
+  EXPECT_EQ(mock::log(),
+            (Lines{"allocate " + name(copy) + " 400 on 2", "use " + name(copy) + " on 1", "wait 2 for 1",
+                   "copy 400 on 2", "use " + block + " on 2", "record 2", "write " + name(copy) + " on 2"}));
   EXPECT_TRUE(holds(source, 1));
   EXPECT_TRUE(holds(copy, 2));
 }
@@ -125,7 +126,8 @@ TEST_F(Streams, AStealWaitsForTheCopiesOfSiblings) {
   }
   mock::clear_log();
   thief.add_(1);
-  EXPECT_EQ(mock::log({"wait", "copy", "allocate", "write"}), (Lines{"wait 0 for 0", "wait 0 for 2", "write " + block + " on 0"}));
+  EXPECT_EQ(mock::log({"wait", "copy", "allocate", "write"}),
+            (Lines{"wait 0 for 0", "wait 0 for 2", "write " + block + " on 0"}));
   EXPECT_EQ(name(thief), block);
 }
 
@@ -144,7 +146,8 @@ TEST_F(Streams, RecordStreamReachesTheBlock) {
   source.reset();
   mock::clear_log();
   copy.add_(1);
-  EXPECT_EQ(mock::log({"record", "wait", "write"}), (Lines{"wait 0 for 0", "record 4", "wait 0 for 4", "write " + name(copy) + " on 0"}));
+  EXPECT_EQ(mock::log({"record", "wait", "write"}),
+            (Lines{"wait 0 for 0", "record 4", "wait 0 for 4", "write " + name(copy) + " on 0"}));
 }
 
 // Broken by: `forward_record_stream` that looks at the tensor and not at its storage.
@@ -206,13 +209,16 @@ TEST_F(Streams, ABlockIsNotFreedUnderPendingCopies) {
 TEST_F(Streams, AFirstWriteDuringACaptureRaisesAndChangesNothing) {
   struct Capturing final : DeviceKernels {
     bool on = false;
-    void copy(c10::ArrayRef<CopyJob>, const c10::Stream&) override { FAIL() << "a copy would become a part of the graph"; }
+    void copy(c10::ArrayRef<CopyJob>, const c10::Stream&) override {
+      FAIL() << "a copy would become a part of the graph";
+    }
     bool equal(c10::ArrayRef<CompareJob>, const c10::Stream&) override { return true; }
     std::vector<std::uint64_t> checksums(c10::ArrayRef<ByteRange>, const c10::Stream&) override { return {}; }
     bool capturing(const c10::Stream&) override { return on; }
   };
   // torch 2.13 and newer ask the stream; with kernels for the device, the kernels are asked.
-  const std::vector<bool> ways = TORCHCOW_STREAM_TELLS_CAPTURE ? std::vector<bool>{false, true} : std::vector<bool>{true};
+  const std::vector<bool> ways =
+      TORCHCOW_STREAM_TELLS_CAPTURE ? std::vector<bool>{false, true} : std::vector<bool>{true};
   for (const bool kernels_tell : ways) {
     Capturing kernels;
     set_device_kernels(c10::kPrivateUse1, kernels_tell ? &kernels : nullptr);
@@ -224,7 +230,9 @@ TEST_F(Streams, AFirstWriteDuringACaptureRaisesAndChangesNothing) {
     mock::clear_log();
     for (const auto& act : std::vector<std::function<void()>>{[&] { copy.add_(1); }, [&] { copy.mutable_data_ptr(); },
                                                               [&] { copy.fill_(1); },
-                                                              [&] { at::_foreach_add_({other, copy}, 1); }}) {
+                                                              [&] {
+                                                                at::_foreach_add_({other, copy}, 1);
+                                                              }}) {
       try {
         act();
         ADD_FAILURE() << "nothing was raised";
@@ -349,7 +357,8 @@ TEST_F(Streams, EveryAllocationMayFail) {
     mock::fail_allocation(failing);
     EXPECT_THROW(at::_foreach_add_(copies, 1), c10::OutOfMemoryError);
     mock::fail_allocation(-1);
-    for (std::size_t i = 0; i < copies.size(); ++i) EXPECT_TRUE(shared(copies[i]) && same_memory(copies[i], sources[i]));
+    for (std::size_t i = 0; i < copies.size(); ++i)
+      EXPECT_TRUE(shared(copies[i]) && same_memory(copies[i], sources[i]));
     at::_foreach_add_(copies, 1);
     for (const auto& source : sources) EXPECT_TRUE(holds(source, 1));
     for (const auto& copy : copies) EXPECT_TRUE(holds(copy, 2));

@@ -12,7 +12,9 @@ using namespace torchcow::testing;
 class Verify : public EngineTest {};
 
 /// What no barrier can see: an address from before the clone.
-char* smuggled_address(const at::Tensor& tensor) { return static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())); }
+char* smuggled_address(const at::Tensor& tensor) {
+  return static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+}
 
 // Broken by: `verify` that compares nothing; a checksum of a part of the block.
 TEST_F(Verify, FindsEveryDamagedByte) {

@@ -1,4 +1,5 @@
-// The write hook: every request for a mutable pointer. One suite for both implementations; the name says which was built.
+// The write hook: every request for a mutable pointer. One suite for both implementations; the name says which was
+// built.
 
 #include "core/write_hook.h"
 
@@ -20,8 +21,9 @@ using namespace torchcow::testing;
 
 using Lines = std::vector<std::string>;
 
-/// A mutable pointer that several threads ask for at once. On torch 2.11 and 2.12 the loser of the race may get an error
-/// from torch instead of memory (write_hook::racing_readers_break): never other memory, and the next try succeeds.
+/// A mutable pointer that several threads ask for at once. On torch 2.11 and 2.12 the loser of the race may get an
+/// error from torch instead of memory (write_hook::racing_readers_break): never other memory, and the next try
+/// succeeds.
 float* pointer_in_a_race(c10::StorageImpl& storage) {
   for (;;) {
     try {
@@ -162,7 +164,8 @@ TEST_F(WriteHook, OtherMemoryIsPutIn) {
 TEST_F(WriteHook, AStorageDiesWhileWeaklyReferenced) {
   const auto source = numbers(100);
   auto copy = clone(source);
-  const c10::weak_intrusive_ptr<c10::StorageImpl> weak(copy.unsafeGetTensorImpl()->unsafe_storage().getWeakStorageImpl());
+  const c10::weak_intrusive_ptr<c10::StorageImpl> weak(
+      copy.unsafeGetTensorImpl()->unsafe_storage().getWeakStorageImpl());
   copy.reset();
   EXPECT_EQ(weak.use_count(), 0U);
   EXPECT_EQ(totals().sharers, 1U);
@@ -221,9 +224,8 @@ TEST_F(WriteHook, LateSecondWriters) {
   }
 }
 
-// A thread that came second leaves the hook after the first: a storage that is shared again in between must not lose its
-// new hook.
-// Broken by: `readiness` that is always ready.
+// A thread that came second leaves the hook after the first: a storage that is shared again in between must not lose
+// its new hook. Broken by: `readiness` that is always ready.
 TEST_F(WriteHook, LateSecondWriterThenClone) {
   for (int round = 0; round < 200; ++round) {
     const auto source = numbers(1000);
