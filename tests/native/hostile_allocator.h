@@ -4,6 +4,7 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <cstdint>
+#include <functional>
 #include <new>
 
 namespace torchcow::testing {
@@ -14,6 +15,7 @@ class HostileAllocator final : public c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     if (left_ >= 0 && left_-- == 0) throw std::bad_alloc();
     ++count_;
+    if (during) during();
     bytes_ += bytes;
     return inner().allocate(bytes);
   }
@@ -24,6 +26,9 @@ class HostileAllocator final : public c10::Allocator {
   void fail(std::int64_t after) { left_ = after; }
   [[nodiscard]] std::size_t count() const { return count_; }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
+
+  /// Runs inside of each allocation: in a materialization that is after the claim and before the copy.
+  std::function<void()> during;
 
  private:
   static c10::Allocator& inner() { return *c10::GetCPUAllocator(); }

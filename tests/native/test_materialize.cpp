@@ -12,6 +12,9 @@
 #include <ATen/ops/full.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
 
 namespace {
 
@@ -253,6 +256,56 @@ TEST_F(Materialize, AFailureSaysWhatWhereAndWhatToDo) {
       EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is missing in: " << text;
     }
   }
+}
+
+// Runs `other` in a second thread while `tensor` is being materialized, and says whether it waited for that to end.
+bool waits_for_a_materialization(const at::Tensor& tensor, HostileAllocator& allocator,
+                                 const std::function<void()>& other) {
+  std::atomic<bool> ended{false};
+  bool waited = false;
+  std::thread thread;
+  allocator.during = [&] {
+    allocator.during = nullptr;
+    thread = std::thread([&] {
+      other();
+      ended = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    waited = !ended;
+  };
+  materialize_one(tensor);
+  thread.join();
+  return waited;
+}
+
+// Broken by: `claim` that does not wait for other claims (two copies, of which one is lost).
+TEST_F(Materialize, ASecondWriterWaitsAndFindsTheMemoryOfTheFirst) {
+  HostileAllocator allocator;
+  const auto source = numbers_from(allocator, 100);
+  const auto copy = clone(source);
+  EXPECT_TRUE(waits_for_a_materialization(copy, allocator, [&] { copy.add_(1); }));
+  EXPECT_EQ(materializations(), Lines{"copy test 400"});
+  EXPECT_TRUE(same_bits(copy, numbers(100).add(1)));
+}
+
+// Broken by: `share` that does not wait for claims: the clone would join a block that the source is leaving.
+TEST_F(Materialize, AClonerWaitsAndSharesTheNewMemory) {
+  HostileAllocator allocator;
+  const auto source = numbers_from(allocator, 100);
+  const auto copy = clone(source);
+  at::Tensor grandchild;
+  EXPECT_TRUE(waits_for_a_materialization(copy, allocator, [&] { grandchild = clone(copy); }));
+  EXPECT_TRUE(same_memory(copy, grandchild));
+  EXPECT_EQ(usage(storage_impl(source)).block_sharers, 1U);
+}
+
+// Broken by: one lock for all materializations of a block.
+TEST_F(Materialize, SiblingsDoNotWaitForEachOther) {
+  HostileAllocator allocator;
+  const auto source = numbers_from(allocator, 100);
+  const auto copy = clone(source);
+  const auto sibling = clone(source);
+  EXPECT_FALSE(waits_for_a_materialization(copy, allocator, [&] { sibling.add_(1); }));
 }
 
 // Broken by: `block.allocator` taken from the device instead of from the storage that brought the memory.

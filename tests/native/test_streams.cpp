@@ -205,7 +205,42 @@ TEST_F(Streams, ABlockIsNotFreedUnderPendingCopies) {
   EXPECT_EQ(mock::log({"free"}), Lines{"free " + block});
 }
 
-// Broken by: `pending` that is always false; a check that comes after the allocation or the copy.
+// The streams are neither home to anybody nor named by the user: only the events of the copies tell of them.
+// Broken by: `after_copy` that keeps the first event of a stream.
+TEST_F(Streams, AStealWaitsForTheLastCopyOnAStream) {
+  auto source = device_numbers(100);
+  std::vector<at::Tensor> siblings{clone(source), clone(source)};
+  const auto thief = clone(source);
+  source.reset();
+  const OnStream on(2);
+  for (auto& sibling : siblings) {
+    mock::order(mock::stream(0), mock::stream(2));
+    sibling.add_(1);
+  }
+  const OnStream back(0);
+  thief.add_(1);
+}
+
+// Broken by: `pending` that is always false.
+TEST_F(Streams, AStealThatHasToWaitRaisesDuringACapture) {
+  if (!TORCHCOW_STREAM_TELLS_CAPTURE) GTEST_SKIP() << "this torch does not tell";
+  auto source = device_numbers(100);
+  auto sibling = clone(source);
+  const auto thief = clone(source);
+  source.reset();
+  {
+    const OnStream on(2);
+    sibling.add_(1);
+  }
+  mock::set_capturing(true);
+  EXPECT_THROW(thief.add_(1), c10::Error);
+  mock::set_capturing(false);
+  EXPECT_TRUE(shared(thief));
+  thief.add_(1);
+  EXPECT_TRUE(holds(thief, 2));
+}
+
+// Broken by: a check that comes after the allocation or the copy.
 TEST_F(Streams, AFirstWriteDuringACaptureRaisesAndChangesNothing) {
   struct Capturing final : DeviceKernels {
     bool on = false;

@@ -183,6 +183,21 @@ TEST_F(WriteHook, ArmedAgainAndAgain) {
   }
 }
 
+// Broken by: a hook that stays behind when the storage was written by an operator, or has other memory.
+TEST_F(WriteHook, WhatWasWrittenOrResizedIsSharedAgain) {
+  const auto source = numbers(100);
+  const auto written = clone(source);
+  written.add_(1);
+  EXPECT_EQ(refusal(written), Reason::none);
+  const auto grown = clone(source);
+  grown.resize_({200});
+  EXPECT_EQ(refusal(grown), Reason::none);
+  const auto emptied = clone(source);
+  auto& storage = storage_impl(emptied);
+  storage.set_data_ptr_noswap(c10::GetCPUAllocator()->allocate(400));
+  EXPECT_EQ(refusal(emptied), Reason::none);
+}
+
 // Broken by: `deleter_of` that does not look below the hook's own wrapping: what was stolen would be foreign memory.
 TEST_F(WriteHook, StolenMemoryIsSharedAgain) {
   auto source = numbers(100);
