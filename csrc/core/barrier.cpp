@@ -26,7 +26,7 @@ bool covers_storage(const at::Tensor& tensor) {
 
 bool any_shared(const Writes& writes) noexcept {
   return std::any_of(writes.targets.begin(), writes.targets.end(),
-                     [](const WriteTarget& target) { return write_hook::sharer_of(*target.storage) != nullptr; });
+                     [](const WriteTarget& target) { return write_hook::looks_armed(*target.storage); });
 }
 
 void write_through(const OperatorTraits& traits, const Writes& writes, c10::function_ref<void()> call) {

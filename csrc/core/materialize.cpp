@@ -59,7 +59,7 @@ std::string describe(const Job& job) {
 bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == sharer.block->bytes; }
 
 /// Claims the sharers among `targets`, in the order of addresses, and decides the way of each.
-void claim(std::vector<WriteTarget>& targets, bool may_skip, Jobs& jobs) {
+void claim(std::vector<WriteTarget>& targets, bool may_skip, bool from_hook, Jobs& jobs) {
   std::sort(targets.begin(), targets.end(), [](auto& a, auto& b) { return a.storage < b.storage; });
   const auto self = std::this_thread::get_id();
   auto& state = registry();
@@ -87,6 +87,8 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, Jobs& jobs) {
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
     jobs.push_back({target.storage, sharer, way, block.allocator, {}});
   }
+  // Before the mutex is given up: a clone that arms the storage must know.
+  if (from_hook && jobs.empty()) write_hook::came_late(*targets.front().storage);
 }
 
 void release_claims(const Jobs& jobs) noexcept {
@@ -195,7 +197,7 @@ bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skip
   Garbage garbage;
   try {
     // A reader in another thread must find old or new values, never memory that nobody has written yet.
-    claim(targets, skipped != nullptr && alone(), jobs);
+    claim(targets, skipped != nullptr && alone(), from_hook, jobs);
     if (jobs.empty()) return false;
     if (skipped != nullptr) skipped->reserve(skipped->size() + jobs.size());
     prepare(jobs, cause);

@@ -77,7 +77,8 @@ void leave(Sharer& sharer, bool remember, Garbage& garbage) {
   block.unlink(sharer);
   --self.sharer_count;
   if (remember && sharer.storage != nullptr) {
-    block.leavers.push_back({WeakStorage::reclaim_copy(sharer.storage), steady_seconds()});
+    block.leavers.push_back(
+        {WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(sharer.storage)), steady_seconds()});
   }
   if (block.sharer_count == 0) {
     self.remove(block);

@@ -112,7 +112,8 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
   }
   const bool fresh = origin == nullptr;
   if (fresh) {
-    reason = obstacle(source);
+    // Asked before as well: on torch 2.11 and 2.12 arming under a running writer can make torch throw there.
+    reason = being_written(source) ? Reason::writing : obstacle(source);
     if (reason != Reason::none) return {};
     auto* block = new Block();
     block->bytes = source.nbytes();
@@ -185,6 +186,8 @@ const std::vector<MetTensor>& SharingCall::met(const c10::StorageImpl& source) c
   const auto found = met_.find(&source);
   return found == met_.end() ? none : found->second;
 }
+
+SharingCall::SharingCall() { write_hook::sweep(); }
 
 SharingCall::~SharingCall() {
   for (const auto& made : made_) {

@@ -32,7 +32,7 @@ using MetTensor = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
 class SharingCall {
  public:
-  SharingCall() = default;
+  SharingCall();
   SharingCall(const SharingCall&) = delete;
   SharingCall& operator=(const SharingCall&) = delete;
   /// Blocks that nobody has confirmed by now are taken back.

@@ -32,6 +32,12 @@ void install();
 /// as a hint: a storage for which nobody races does not change its state.
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept;
 
+/// A hint that needs no lock, and never misses a sharer: it may say yes while the storage is being reseated.
+bool looks_armed(const c10::StorageImpl& storage) noexcept;
+
+/// A thread came through the hook, and another one was first. Call with the registry's mutex held.
+void came_late(c10::StorageImpl& storage);
+
 /// May the storage be armed? Not while another thread is on its way out of the hook (then: try again),
 /// and never when somebody else's hook sits there.
 enum class Readiness { ready, busy, occupied };

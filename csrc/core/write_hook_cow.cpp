@@ -105,6 +105,7 @@ class Hook final : public c10::Allocator {
     }
     count_of(*context_) = endless;
     sharer_ = &sharer;
+    last_ = {};
     c10::DataPtr old = std::move(storage_._mutable_data_ptr_no_checks());
     storage_.set_data_ptr_noswap(
         c10::DataPtr(const_cast<void*>(sharer.data()), context_, &c10::impl::cow::cow_deleter, sharer.block->device()));
@@ -124,7 +125,13 @@ class Hook final : public c10::Allocator {
   /// The storage has left its block without telling (3), or dies (2).
   Sharer* forget() { return std::exchange(sharer_, nullptr); }
   [[nodiscard]] bool left() const { return sharer_ != nullptr && !armed() && !exchanging(); }
-  [[nodiscard]] bool exchanging() const { return last_.data != nullptr && !arrived(); }
+  /// Is torch between our return and the exchange? The DataPtr is still torch's copy-on-write one, or has the
+  /// new address already; after a resize it is neither.
+  [[nodiscard]] bool exchanging() const {
+    const auto& data = storage_._mutable_data_ptr_no_checks();
+    return last_.data != nullptr && !arrived() &&
+           (data.get_deleter() == &c10::impl::cow::cow_deleter || data.get() == last_.data);
+  }
 
   /// The block's memory, whatever contexts racing threads have put around it.
   static c10::DataPtr unwrap(c10::DataPtr data) {
@@ -222,7 +229,13 @@ class HookedStorage final : public c10::StorageImpl {
 
  private:
   void leave_block() {
-    if (auto* sharer = find_hook(*this)->forget()) dropped(sharer);
+    auto* hook = find_hook(*this);
+    Sharer* sharer = nullptr;
+    {
+      const std::lock_guard lock(registry().mutex);  // `sweep` forgets too
+      sharer = hook->forget();
+    }
+    if (sharer != nullptr) dropped(sharer);
   }
 };
 
@@ -254,6 +267,13 @@ Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
   const auto* hook = hook_of(storage);
   return hook != nullptr ? hook->sharer() : nullptr;
 }
+
+bool looks_armed(const c10::StorageImpl& storage) noexcept {
+  const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
+  return data.get_deleter() == &c10::impl::cow::cow_deleter && hook_of(storage) != nullptr;
+}
+
+void came_late(c10::StorageImpl&) {}
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {
   if (auto* hook = hook_of(storage)) {

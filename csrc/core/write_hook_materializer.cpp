@@ -27,13 +27,7 @@ std::vector<WeakStorage>& late_clears() {
   return *list;
 }
 
-void on_first_write(c10::StorageImpl* storage) {
-  if (!first_write(storage)) {
-    auto weak = WeakStorage::reclaim_copy(storage);
-    std::lock_guard lock(registry().mutex);
-    late_clears().push_back(std::move(weak));
-  }
-}
+void on_first_write(c10::StorageImpl* storage) { first_write(storage); }
 
 }  // namespace
 
@@ -42,6 +36,15 @@ void install() {}
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
   const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
   return data.get_deleter() == &on_drop ? static_cast<Sharer*>(data.get_context()) : nullptr;
+}
+
+bool looks_armed(const c10::StorageImpl& storage) noexcept {
+  // The deleter alone: the context is gone for a moment while the address is still the block's.
+  return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter() == &on_drop;
+}
+
+void came_late(c10::StorageImpl& storage) {
+  late_clears().push_back(WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)));
 }
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {

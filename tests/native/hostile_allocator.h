@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <new>
+#include <utility>
 
 namespace torchcow::testing {
 
@@ -15,7 +16,7 @@ class HostileAllocator final : public c10::Allocator {
   c10::DataPtr allocate(std::size_t bytes) override {
     if (left_ >= 0 && left_-- == 0) throw std::bad_alloc();
     ++count_;
-    if (during) during();
+    if (const auto act = std::exchange(during, nullptr)) act();
     bytes_ += bytes;
     return inner().allocate(bytes);
   }
@@ -27,7 +28,7 @@ class HostileAllocator final : public c10::Allocator {
   [[nodiscard]] std::size_t count() const { return count_; }
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 
-  /// Runs inside of each allocation: in a materialization that is after the claim and before the copy.
+  /// Runs once, inside of the next allocation: in a materialization that is after the claim and before the copy.
   std::function<void()> during;
 
  private:

@@ -265,7 +265,6 @@ bool waits_for_a_materialization(const at::Tensor& tensor, HostileAllocator& all
   bool waited = false;
   std::thread thread;
   allocator.during = [&] {
-    allocator.during = nullptr;
     thread = std::thread([&] {
       other();
       ended = true;

@@ -214,6 +214,8 @@ TEST_F(WriteHook, StolenMemoryIsSharedAgain) {
 // block nor take the memory of the first away, and the storage must die in peace.
 // Broken by: no second look under the lock (`claim` that does not wait); `late_exchange` that hands out fresh memory.
 TEST_F(WriteHook, LateSecondWriters) {
+  // torch's own copy-on-write code fails when two threads are inside of it for one storage.
+  if (write_hook::racing_readers_break) GTEST_SKIP() << "torch 2.11 and 2.12 cannot do this safely";
   for (int round = 0; round < 200; ++round) {
     const auto source = numbers(1000);
     const auto copy = clone(source);
@@ -242,6 +244,8 @@ TEST_F(WriteHook, LateSecondWriters) {
 // A thread that came second leaves the hook after the first: a storage that is shared again in between must not lose
 // its new hook. Broken by: `readiness` that is always ready.
 TEST_F(WriteHook, LateSecondWriterThenClone) {
+  // torch's own copy-on-write code fails when two threads are inside of it for one storage.
+  if (write_hook::racing_readers_break) GTEST_SKIP() << "torch 2.11 and 2.12 cannot do this safely";
   for (int round = 0; round < 200; ++round) {
     const auto source = numbers(1000);
     const auto copy = clone(source);
