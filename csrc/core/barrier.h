@@ -58,7 +58,7 @@ struct Writes {
 /// Materializes, calls, and finishes what was skipped.
 void write_through(const OperatorTraits& traits, const Writes& writes, c10::function_ref<void()> call);
 
-/// Registers the unboxed kernels; returns the names they cover.
+/// Registers the unboxed kernels.
 void install_fast_barrier();
 
 }  // namespace torchcow

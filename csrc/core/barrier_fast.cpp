@@ -1,4 +1,5 @@
 #include "barrier.h"
+#include "write_hook.h"
 
 #include <ATen/Operators.h>
 #include <torch/library.h>
@@ -35,7 +36,7 @@ struct Fast<Op, Result(at::Tensor&, Rest...)> {
     if (storage == nullptr) return Op::redispatch(below, self, rest...);
     const WriteTarget target{storage};
     const WritingScope scope({&target, 1});
-    if (write_hook_says_shared(storage)) {
+    if (write_hook::looks_armed(*storage)) {
       write_through(traits(), writes_of(self, storage, rest...), [&] { Op::redispatch(below, self, rest...); });
       return self;
     }
@@ -49,12 +50,6 @@ struct Fast<Op, Result(at::Tensor&, Rest...)> {
   }
 
  private:
-  static bool write_hook_says_shared(c10::StorageImpl* storage) {
-    Writes one;
-    one.targets.push_back({storage});
-    return any_shared(one);
-  }
-
   static Writes writes_of(const at::Tensor& self, c10::StorageImpl* storage, const std::decay_t<Rest>&... rest) {
     const auto reads = [&](const at::Tensor* other) { return other != nullptr && storage_of(*other) == storage; };
     const bool alone = !(reads(as_tensor(rest)) || ...);

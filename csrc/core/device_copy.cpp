@@ -24,7 +24,7 @@ class PlainOperators {
  private:
   static c10::DispatchKeySet above_backends() {
     return c10::autograd_dispatch_keyset_with_ADInplaceOrView | c10::python_ks | c10::functorch_transforms_ks |
-           c10::functorch_batched_ks | c10::functorch_transforms_ks;
+           c10::functorch_batched_ks;
   }
   c10::impl::ExcludeDispatchKeyGuard guard_;
 };
