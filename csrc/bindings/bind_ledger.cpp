@@ -41,6 +41,7 @@ py::dict total_dict() {
   dict["unique_bytes"] = sum.unique_bytes;
   dict["retired_blocks"] = sum.retired_blocks;
   dict["retired_bytes"] = sum.retired_bytes;
+  dict["kept_bytes"] = sum.kept_bytes;
   dict["forgotten_events"] = sum.forgotten_events;
   return dict;
 }

@@ -1,5 +1,6 @@
 #include "ledger.h"
 
+#include "host_pages.h"
 #include "registry.h"
 #include "retire.h"
 #include "write_hook.h"
@@ -124,6 +125,7 @@ Totals totals() {
       sum.retired_bytes += block->bytes;
     }
   }
+  sum.kept_bytes = host::kept_bytes();
   std::lock_guard lock(ring().mutex);
   sum.forgotten_events = ring().forgotten;
   return sum;

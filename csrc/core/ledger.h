@@ -66,6 +66,7 @@ struct Totals {
   std::size_t unique_bytes = 0;   ///< sum over blocks
   std::size_t retired_blocks = 0;
   std::size_t retired_bytes = 0;
+  std::size_t kept_bytes = 0;  ///< freed, but kept for the next first write (host_pages.h)
   std::size_t forgotten_events = 0;
 };
 

@@ -1,12 +1,14 @@
 #include "materialize.h"
 
 #include "device_copy.h"
-#include "host_memory.h"
+#include "host_copy.h"
+#include "host_pages.h"
 #include "ledger.h"
 #include "retire.h"
 #include "stream_order.h"
 #include "write_hook.h"
 
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
@@ -33,16 +35,29 @@ struct Job {
 
 using Jobs = std::vector<Job>;
 
+c10::DataPtr allocate_on_host(c10::Allocator& allocator, std::size_t bytes) {
+  if (&allocator == c10::GetDefaultCPUAllocator()) {
+    if (auto pages = host::allocate_pages(bytes)) return pages;
+  }
+  c10::DataPtr memory;
+  try {
+    memory = allocator.allocate(bytes);
+  } catch (const std::exception&) {
+    if (host::drop_kept() == 0) throw;
+    memory = allocator.allocate(bytes);
+  }
+  host::advise_huge_pages(memory.get(), bytes);
+  return memory;
+}
+
 c10::DataPtr allocate(const Job& job) {
   if (allocations_left >= 0 && allocations_left-- == 0) {
     TORCH_CHECK_WITH(OutOfMemoryError, false, "torchcow: allocation failed on request of a test");
   }
   const auto device = job.sharer->block->device();
-  c10::DataPtr memory = device.is_cpu() ? job.allocator->allocate(job.sharer->bytes)
-                                        : allocate_on(device, *job.allocator, job.sharer->bytes);
-  if (device.is_cpu()) {
-    host::advise_huge_pages(memory.get(), job.sharer->bytes);
-  } else if (job.sharer->home && *job.sharer->home != current_stream(device)) {
+  if (device.is_cpu()) return allocate_on_host(*job.allocator, job.sharer->bytes);
+  c10::DataPtr memory = allocate_on(device, *job.allocator, job.sharer->bytes);
+  if (job.sharer->home && *job.sharer->home != current_stream(device)) {
     // The memory belongs to the stream of the write; the clone may be used at home like any tensor there.
     c10::impl::VirtualGuardImpl(device.type()).recordDataPtrOnStream(memory, *job.sharer->home);
   }

@@ -1,5 +1,6 @@
 #include "registry.h"
 
+#include "host_pages.h"
 #include "retire.h"
 #include "stream_order.h"
 #include "writing.h"
@@ -39,6 +40,7 @@ Garbage::~Garbage() {
     if (block->order) block->order->before_free(block->data);
     delete block;
   }
+  if (nothing_shared) host::drop_kept();
 }
 
 void Registry::add(Block& block) noexcept {
@@ -47,13 +49,13 @@ void Registry::add(Block& block) noexcept {
   block.next = blocks;
   if (blocks != nullptr) blocks->previous = &block;
   blocks = &block;
-  ++block_count;
+  if (++block_count == 1) host::keep_freed(true);
 }
 
 void Registry::remove(Block& block) noexcept {
   (block.previous != nullptr ? block.previous->next : blocks) = block.next;
   if (block.next != nullptr) block.next->previous = block.previous;
-  --block_count;
+  if (--block_count == 0) host::keep_freed(false);
 }
 
 void wait_for_claims(std::unique_lock<std::mutex>& lock) {
@@ -82,6 +84,7 @@ void leave(Sharer& sharer, bool remember, Garbage& garbage) {
   }
   if (block.sharer_count == 0) {
     self.remove(block);
+    garbage.nothing_shared = self.block_count == 0;
     retire(block, garbage);
   }
 }

@@ -26,6 +26,7 @@ namespace torchcow {
 struct Garbage {
   std::vector<Block*> blocks;
   std::vector<Sharer*> sharers;
+  bool nothing_shared = false;  ///< the last block is gone, and with it the use of kept pages (host_pages.h)
   Garbage() = default;
   Garbage(const Garbage&) = delete;
   Garbage& operator=(const Garbage&) = delete;

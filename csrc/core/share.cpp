@@ -1,6 +1,6 @@
 #include "share.h"
 
-#include "host_memory.h"
+#include "host_pages.h"
 #include "materialize.h"
 #include "registry.h"
 #include "retire.h"
@@ -25,12 +25,12 @@ std::atomic<std::size_t> tiny_bytes{1024};
 std::bitset<c10::COMPILE_TIME_MAX_DEVICE_TYPES> allowed{(1ULL << static_cast<int>(c10::DeviceType::CPU)) |
                                                         (1ULL << static_cast<int>(c10::DeviceType::CUDA))};
 
-/// Memory that torch's own allocator of the device handed out, and will take back.
+/// Memory that torch's own allocator of the device, or ours, handed out, and will take back.
 bool own_memory(const c10::StorageImpl& storage) {
-  const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
+  const auto deleter = write_hook::deleter_of(const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks());
   const auto* allocator = c10::GetAllocator(storage.device_type());
-  const auto deleter = allocator == nullptr ? nullptr : allocator->raw_deleter();
-  return deleter != nullptr && write_hook::deleter_of(data) == deleter;
+  const auto torchs = allocator == nullptr ? nullptr : allocator->raw_deleter();
+  return host::are_pages(deleter) || (torchs != nullptr && deleter == torchs);
 }
 
 /// Why a storage that is no sharer yet may not become one.

@@ -1,17 +1,14 @@
-#include "host_memory.h"
+#include "host_copy.h"
+
+#include "host_pages.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 #include <system_error>
 #include <thread>
 #include <vector>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace torchcow::host {
 
@@ -25,14 +22,6 @@ std::size_t thread_count(std::size_t bytes) {
 }
 
 }  // namespace
-
-void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) noexcept {
-#ifdef MADV_HUGEPAGE
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + huge_page_bytes - 1) & ~(huge_page_bytes - 1);
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) & ~(huge_page_bytes - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
 
 void copy(void* to, const void* from, std::size_t bytes) noexcept {
   const auto threads = bytes < parallel_bytes ? 1 : thread_count(bytes);

@@ -1,6 +1,8 @@
 // Copies on the host, at sizes around every threshold.
 
-#include "core/host_memory.h"
+#include "core/host_copy.h"
+
+#include "core/host_pages.h"
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
@@ -41,7 +43,7 @@ void expect_copied(std::size_t bytes, std::size_t to_offset, std::size_t from_of
     ASSERT_EQ(to[i], 0xEE) << "behind the target of " << bytes;
 }
 
-class HostMemory : public ::testing::TestWithParam<int> {
+class HostCopy : public ::testing::TestWithParam<int> {
  protected:
   void SetUp() override {
     before_ = at::get_num_threads();
@@ -54,27 +56,18 @@ class HostMemory : public ::testing::TestWithParam<int> {
 };
 
 // Broken by: a last chunk that is left out, or one byte short; chunks that overlap the end.
-TEST_P(HostMemory, CopiesEveryByteAndNoOther) {
+TEST_P(HostCopy, CopiesEveryByteAndNoOther) {
   for (const auto bytes : sizes()) expect_copied(bytes, 0, 0);
 }
 
 // Broken by: chunks that begin on aligned addresses only.
-TEST_P(HostMemory, AtAnyAlignment) {
+TEST_P(HostCopy, AtAnyAlignment) {
   for (const auto bytes : {host::huge_page_bytes + 5, host::parallel_bytes + 3, 2 * host::parallel_bytes + 1}) {
     expect_copied(bytes, 1, 0);
     expect_copied(bytes, 3, 2);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Threads, HostMemory, ::testing::Values(1, 2, 4, 7));
-
-// Broken by: advice that touches, or that rounds beyond the range.
-TEST(HostMemoryAdvice, ChangesNothing) {
-  std::vector<char> data(3 * host::huge_page_bytes, 5);
-  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, host::huge_page_bytes, data.size()}) {
-    host::advise_huge_pages(data.data(), bytes);
-  }
-  EXPECT_EQ(std::count(data.begin(), data.end(), 5), static_cast<std::ptrdiff_t>(data.size()));
-}
+INSTANTIATE_TEST_SUITE_P(Threads, HostCopy, ::testing::Values(1, 2, 4, 7));
 
 }  // namespace
