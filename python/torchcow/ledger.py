@@ -36,8 +36,8 @@ class Ledger:
 
     ``logical_bytes`` is what deep copies of all sharers would take, ``unique_bytes`` what is allocated for them.
     A retired block has no sharers any more, but may still be read by an operator that is running. ``kept_bytes`` is
-    freed memory on the host that waits for the next first write, 1 GiB at most; a system that runs short of memory takes
-    it, and it is given back when nothing is shared any more.
+    freed memory on the host that waits for the next first write, 1 GiB at most; a system that runs short of memory
+    takes it, and it is given back when nothing is shared any more.
     """
 
     blocks: int
