@@ -103,6 +103,8 @@ std::vector<Event> events(bool clear) {
   return copy;
 }
 
+void hold_ledger_over_fork(bool hold) noexcept { hold ? ring().mutex.lock() : ring().mutex.unlock(); }
+
 Totals totals() {
   write_hook::sweep();
   Totals sum;

@@ -57,6 +57,9 @@ inline constexpr std::size_t event_capacity = 1 << 16;
 void record(Event event);
 std::vector<Event> events(bool clear);
 
+/// fork: the child must find the events whole (registry.cpp).
+void hold_ledger_over_fork(bool hold) noexcept;
+
 /// Sums over all live blocks. Fair shares (a block's bytes divided by its sharers) add up to
 /// `unique_bytes` by definition; `fair_share` of one sharer is computed where objects are known.
 struct Totals {

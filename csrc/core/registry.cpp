@@ -1,5 +1,6 @@
 #include "registry.h"
 
+#include "ledger.h"
 #include "retire.h"
 #include "stream_order.h"
 #include "writing.h"
@@ -10,15 +11,34 @@ namespace torchcow {
 
 namespace {
 
-void before_fork() { registry().mutex.lock(); }
-void after_fork_in_parent() { registry().mutex.unlock(); }
+void before_fork() {
+  registry().mutex.lock();
+  hold_ledger_over_fork(true);
+}
+
+void after_fork_in_parent() {
+  hold_ledger_over_fork(false);
+  registry().mutex.unlock();
+}
+
+/// A claim of the thread that lives on in the child goes on, and its epoch with it.
+void renew_own_claims() {
+  auto& self = registry();
+  for (auto* block = self.blocks; block != nullptr; block = block->next) {
+    for (auto* sharer = block->sharers; sharer != nullptr; sharer = sharer->next) {
+      if (self.claimed(*sharer) && sharer->claimant == std::this_thread::get_id()) ++sharer->claim_epoch;
+    }
+  }
+}
 
 void after_fork_in_child() {
   auto& self = registry();
+  renew_own_claims();
   ++self.fork_epoch;
   // Waiters of the parent do not exist here; a condition variable that remembers them is replaced.
   new (&self.claims_changed) std::condition_variable();
   forget_other_writers();
+  hold_ledger_over_fork(false);
   self.mutex.unlock();
 }
 

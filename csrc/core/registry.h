@@ -18,7 +18,8 @@
 /// in the order of their storages' addresses, so that two batches cannot wait for each other.
 ///
 /// fork(): the lock is held across the fork, so the child finds the state whole. Claims of the
-/// parent's other threads have no owner in the child; `fork_epoch` tells, and they are void.
+/// parent's other threads have no owner in the child; `fork_epoch` tells, and they are void. The thread that
+/// forked keeps its own.
 
 namespace torchcow {
 
