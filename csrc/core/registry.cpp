@@ -7,6 +7,8 @@
 
 #include <pthread.h>
 
+#include <utility>
+
 namespace torchcow {
 
 namespace {
@@ -42,6 +44,18 @@ void after_fork_in_child() {
   self.mutex.unlock();
 }
 
+void push(Block*& list, Block& block) noexcept {
+  block.previous = nullptr;
+  block.next = list;
+  if (list != nullptr) list->previous = &block;
+  list = &block;
+}
+
+void drop(Block*& list, Block& block) noexcept {
+  (block.previous != nullptr ? block.previous->next : list) = block.next;
+  if (block.next != nullptr) block.next->previous = block.previous;
+}
+
 }  // namespace
 
 Registry& registry() noexcept {
@@ -54,27 +68,30 @@ Registry& registry() noexcept {
 }
 
 Garbage::~Garbage() {
-  for (auto* sharer : sharers) delete sharer;
-  for (auto* block : blocks) {
+  while (sharers != nullptr) delete std::exchange(sharers, sharers->next);
+  while (blocks != nullptr) {
+    auto* block = std::exchange(blocks, blocks->next);
     if (block->order) block->order->before_free(block->data);
     delete block;
   }
 }
 
+void Garbage::add(Block& block) noexcept { block.next = std::exchange(blocks, &block); }
+void Garbage::add(Sharer& sharer) noexcept { sharer.next = std::exchange(sharers, &sharer); }
+
 void Registry::add(Block& block) noexcept {
   block.id = next_id++;
-  block.previous = nullptr;
-  block.next = blocks;
-  if (blocks != nullptr) blocks->previous = &block;
-  blocks = &block;
+  push(blocks, block);
   ++block_count;
 }
 
 void Registry::remove(Block& block) noexcept {
-  (block.previous != nullptr ? block.previous->next : blocks) = block.next;
-  if (block.next != nullptr) block.next->previous = block.previous;
+  drop(blocks, block);
   --block_count;
 }
+
+void Registry::add_retired(Block& block) noexcept { push(retired, block); }
+void Registry::remove_retired(Block& block) noexcept { drop(retired, block); }
 
 void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   auto& self = registry();
@@ -91,14 +108,16 @@ void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-void leave(Sharer& sharer, bool remember, Garbage& garbage) {
+void leave(Sharer& sharer, Leavers&& leaver, Garbage& garbage) noexcept {
   auto& self = registry();
   Block& block = *sharer.block;
   block.unlink(sharer);
   --self.sharer_count;
-  if (remember && sharer.storage != nullptr) {
-    block.leavers.push_back(
-        {WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(sharer.storage)), steady_seconds()});
+  garbage.add(sharer);
+  if (!leaver.empty()) {
+    leaver.front().left_at = steady_seconds();
+    block.leavers.splice(block.leavers.end(), leaver);
+    prune_leavers(block, garbage);
   }
   if (block.sharer_count == 0) {
     self.remove(block);
