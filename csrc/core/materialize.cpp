@@ -62,6 +62,7 @@ struct Trouble {
 
 Trouble trouble_of(const Job& job, bool capture) {
   const Block& block = *job.sharer->block;
+  std::lock_guard lock(registry().mutex);
   return {job.storage, job.sharer->bytes, block.device(), block.sharer_count, capture};
 }
 
@@ -147,9 +148,12 @@ void prepare(Jobs& jobs, const Cause& cause, std::optional<Trouble>& trouble) {
     if (cause.visible) {
       job.leaver.push_back({WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage))});
     }
-    trouble = trouble_of(job, false);
-    job.memory = allocate(job);
-    trouble.reset();
+    try {
+      job.memory = allocate(job);
+    } catch (const c10::Error&) {
+      trouble = trouble_of(job, false);
+      throw;
+    }
   }
 }
 
