@@ -8,6 +8,7 @@ Timing decides how soon: the thread sanitizer sees at once what these runs may m
 from __future__ import annotations
 
 import faulthandler
+import os
 import threading
 import time
 
@@ -214,6 +215,7 @@ def test_hogwild_reader():
     assert not torn, f"sums that no value ever gave: freed memory was read: {torn[:3]}"
 
 
+@pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="no process starts under that sanitizer")
 @pytest.mark.parametrize("ends", ["steal", "drop"])
 def test_memory_under_a_reader_is_not_freed(ends):
     """Break: `retire` that always frees at once; a steal although somebody reads. Freed memory is unmapped here, so the
