@@ -7,6 +7,7 @@ materialized half, a failed first write that leaves the sharer disarmed, so that
 from __future__ import annotations
 
 import copy
+import faulthandler
 import itertools
 
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 import torchcow
 import torchcow.testing
-from _oracle import SIDE, assert_adds_up, assert_same, freeze, seed, tensors_of
+from _oracle import SIDE, assert_adds_up, assert_same, freeze, run_script, seed, tensors_of
 
 MOST = 200
 OUT_OF_MEMORY = (RuntimeError, MemoryError)
@@ -163,6 +164,70 @@ def test_failing_while_cloning_leaves_the_source():
     for tensor in tensors_of(clone):
         tensor.zero_()
     assert_same(before, source, "the source, after the clone was written")
+
+
+def test_a_clone_that_cannot_be_taken_back():
+    """Break: a block on probation that knows its call by address: the next call, at the same address, took it for its
+    own and the process crashed."""
+    run_script("""
+import ctypes, resource, torch, torchcow
+source = torch.ones(25_000_000)
+consumer = torch.from_dlpack(torch.utils.dlpack.to_dlpack(source))  # so the clone is taken back, which needs memory
+pages = int(open("/proc/self/statm").read().split()[0])
+memos, unlimited = [], resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + 50_000_000, unlimited[1]))
+for _ in range(20):
+    memos.append({})  # keeps the clone
+    try:
+        torchcow.clone(source, memos[-1])
+    except RuntimeError as error:
+        assert "memory" in str(error), error
+    else:
+        raise AssertionError("there was no memory")
+resource.setrlimit(resource.RLIMIT_AS, unlimited)
+for _ in range(20):
+    clone = torchcow.clone(source)
+    consumer.add_(1)
+    assert not torchcow.is_shared(clone) and source[0] == clone[0] + 1
+memos.clear()
+del consumer, clone
+for _ in range(20):
+    clone = torchcow.clone(source)
+    assert torchcow.is_shared(clone)
+    clone.add_(1)
+    assert clone[-1] == source[-1] + 1
+""")
+
+
+class Curious:
+    """Its attributes, which the search for the name of a tensor looks at, clone and write what it was given."""
+
+    def __init__(self, tensor):
+        self.acts = [lambda: torchcow.clone(tensor), lambda: tensor.add_(1)]
+
+    def __getattribute__(self, name):
+        acts = object.__getattribute__(self, "acts")
+        while name == "__dict__" and acts:
+            acts.pop(0)()
+        return object.__getattribute__(self, name)
+
+
+def test_anything_may_run_while_the_error_is_worded():
+    """Break: the name is looked for while the tensor is claimed: whoever clones it then waits for itself, for ever."""
+    source = nn.ModuleDict({"head": nn.Linear(SIDE, SIDE)})
+    clone = torchcow.clone(source)
+    before = freeze(source)
+    weight = clone["head"].weight.detach()
+    source.curious = Curious(weight)
+    want = weight + 1 + 1
+    faulthandler.dump_traceback_later(60, exit=True)
+    with torchcow.testing.fail_allocations(after=0), pytest.raises(RuntimeError, match="no memory"):
+        weight.add_(1)
+    del source.curious
+    weight.add_(1)
+    faulthandler.cancel_dump_traceback_later()
+    assert torch.equal(weight, want)
+    assert_same(before, source, "the source")
 
 
 def test_failures_do_not_last():

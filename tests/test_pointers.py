@@ -9,8 +9,10 @@ counts, exports that hand out the block itself (drop the storage hook), retired 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -115,6 +117,38 @@ def test_strict_copies_what_has_references_from_outside_the_graph():
 
 
 @pytest.mark.sharing
+class WritesItsCopy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("values", matrix())
+
+    def __deepcopy__(self, memo):
+        result = memo[id(self)] = type(self).__new__(type(self))
+        result.__dict__ = copy.deepcopy(self.__dict__, memo)
+        result.values.zero_()
+        return result
+
+
+def test_a_consumer_keeps_its_source_though_the_copy_is_written_within_the_call():
+    """Break: a share that is taken back leaves the memory to the copy's readers, if other threads might be some: the
+    consumer was cut off from its tensor, and three seconds later it looked into memory that was free."""
+    stop = threading.Event()
+    company = threading.Thread(target=stop.wait)
+    company.start()
+    try:
+        source = WritesItsCopy()
+        consumer = torch.from_dlpack(torch.utils.dlpack.to_dlpack(source.values))
+        before = source.values + 0
+        clone = torchcow.clone(source)
+        assert not clone.values.any()
+        assert_same(freeze(before), source.values, "the source")
+        source.values.add_(1)
+        assert torch.equal(consumer, before + 1)
+    finally:
+        stop.set()
+        company.join()
+
+
 def test_strict_shares_what_has_none():
     model = nn.Linear(SIDE, SIDE)
     clone = torchcow.clone(model, strict=True)

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import torchcow
-from _oracle import SIDE, assert_same, build, difference, freeze
+from _oracle import SIDE, assert_same, build, difference, eager_reasons, freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -613,6 +613,29 @@ def test_nested_deepcopy_shares_identity_and_storages():
     assert nested.memo is memo
     first.zero_()
     assert torch.equal(view, torch.zeros(SIDE - 3, SIDE)) and not torch.equal(tensor, first)
+
+
+class CountsItsCopies(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("copies", torch.zeros(SIDE, SIDE))
+
+    def __deepcopy__(self, memo):
+        result = memo[id(self)] = type(self).__new__(type(self))
+        result.__dict__ = copy.deepcopy(self.__dict__, memo)
+        self.copies.add_(1)
+        return result
+
+
+@pytest.mark.sharing
+def test_a_source_that_is_written_while_it_is_cloned():
+    """Break: probation that ends through the source alone: the clone was refused, and copied, ever after."""
+    source = CountsItsCopies()
+    clone = torchcow.clone(source)
+    assert torch.equal(source.copies, torch.ones(SIDE, SIDE)) and not clone.copies.any()
+    grandchild = torchcow.clone(clone.copies)
+    assert torchcow.is_shared(grandchild) and not eager_reasons()
+    assert_same(freeze(clone.copies), grandchild, "the clone of the clone")
 
 
 @pytest.mark.parametrize("kind", ["None", "UserDict", "dict subclass"])

@@ -8,6 +8,7 @@ Timing decides how soon: the thread sanitizer sees at once what these runs may m
 from __future__ import annotations
 
 import faulthandler
+import os
 import threading
 import time
 
@@ -17,7 +18,7 @@ from torch import nn
 
 import torchcow
 import torchcow.testing
-from _oracle import SIDE, assert_same, freeze, seed
+from _oracle import SIDE, assert_same, freeze, run_script, seed
 
 SECONDS = 1.5
 THREADS = 8
@@ -212,6 +213,47 @@ def test_hogwild_reader():
 
     together(read, read, write, churn, seconds=2 * SECONDS)
     assert not torn, f"sums that no value ever gave: freed memory was read: {torn[:3]}"
+
+
+@pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="no process starts under that sanitizer")
+@pytest.mark.parametrize("ends", ["steal", "drop"])
+def test_memory_under_a_reader_is_not_freed(ends):
+    """Break: `retire` that always frees at once; a steal although somebody reads. Freed memory is unmapped here, so the
+    reader, a method call that holds no reference of its own, would crash in the middle of it."""
+    out = run_script(
+        """
+import ctypes, sys, threading, torch, torchcow
+torch.set_num_threads(1)
+ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+source, reads, stop = torch.zeros(1 << 19), [], False
+
+def read():
+    while not stop:
+        reads.append(source.logcumsumexp(0)[-1].item())
+
+threads = [threading.Thread(target=read) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for _ in range(60):
+    seen = len(reads)
+    while len(reads) < seen + 1:
+        pass
+    clone = torchcow.clone(source)
+    assert torchcow.is_shared(source)
+    source.add_(0)
+    if sys.argv[1] == "steal":
+        clone.resize_(1 << 21)
+    del clone
+retired = torchcow.ledger().retired_blocks
+stop = True
+for thread in threads:
+    thread.join()
+assert max(reads) - min(reads) < 1e-3, (min(reads), max(reads))
+print(retired > 0)
+""",
+        ends,
+    )
+    assert out.split() == ["True"], "nothing was retired: no reader was in danger"
 
 
 def test_server_infers_while_a_trainer_updates():

@@ -27,7 +27,7 @@ bool is_plain(const at::Tensor& tensor) {
 }
 
 void copied(Reason reason, std::size_t bytes, c10::Device device) {
-  record({Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device});
+  record(Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device);
 }
 
 /// The data of the clone of a parameter over its own span, as `data.clone(preserve_format)` lays it

@@ -3,10 +3,10 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/Stream.h>
-#include <c10/util/SmallVector.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -47,7 +47,7 @@ struct Sharer {
   bool claimed = false;             ///< a materialization is under way (materialize.h)
   std::thread::id claimant;
   std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (registry.h)
-  Sharer* next = nullptr;         ///< the block's list
+  Sharer* next = nullptr;         ///< the block's list, or the garbage
   Sharer* previous = nullptr;
 
   [[nodiscard]] const void* data() const noexcept;
@@ -57,7 +57,18 @@ struct Sharer {
 /// started before the move.
 struct Leaver {
   WeakStorage storage;
-  double left_at;  ///< seconds, steady clock
+  double left_at = 0;  ///< seconds, steady clock
+};
+
+/// A list, so that a leaver can be made before the move, and added in a step that cannot fail.
+using Leavers = std::list<Leaver>;
+
+/// A block's time from the call that made it to the answer whether pointers to it had left the process's view
+/// (share.h).
+struct Probation {
+  const void* call;   ///< nullptr: the call ended without an answer
+  std::size_t index;  ///< which of that call's blocks it is
+  bool passed = false;
 };
 
 /// One allocation that several sharers read.
@@ -68,15 +79,17 @@ struct Block {
   std::uint64_t id;
   std::size_t sharer_count = 0;
   Sharer* sharers = nullptr;
-  c10::SmallVector<Leaver, 1> leavers;
+  Leavers leavers;                           ///< but for those that read here no more (retire.h)
+  std::size_t prune_leavers_at = 8;          ///< how many there may be until they are looked at again
   std::shared_ptr<StreamOrder> order;        ///< nullptr on the CPU
   std::optional<std::uint64_t> fingerprint;  ///< verify.h
-  const void* probation = nullptr;           ///< the call that made it, until its references are checked
-  std::size_t probation_index = 0;           ///< which of that call's blocks it is
-  Block* next = nullptr;                     ///< the registry's list
+  std::shared_ptr<Probation> probation;      ///< with the call that made it
+  bool taken = false;                        ///< a steal is under way: no further sharers
+  Block* next = nullptr;                     ///< one of the registry's lists, or the garbage
   Block* previous = nullptr;
 
   [[nodiscard]] c10::Device device() const noexcept { return data.device(); }
+  [[nodiscard]] bool on_probation() const noexcept { return probation != nullptr && !probation->passed; }
   void link(Sharer& sharer) noexcept;
   void unlink(Sharer& sharer) noexcept;
 };

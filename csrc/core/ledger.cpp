@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <mutex>
+#include <new>
 
 namespace torchcow {
 
@@ -86,14 +87,19 @@ Words words_for(Reason reason) noexcept {
 const char* to_string(Reason reason) noexcept { return words_for(reason).word; }
 const char* explain(Reason reason) noexcept { return words_for(reason).sentence; }
 
-void record(Event event) {
+void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes,
+            c10::Device device) noexcept {
   auto& self = ring();
   std::lock_guard lock(self.mutex);
   if (self.events.size() == event_capacity) {
     self.events.pop_front();
     ++self.forgotten;
   }
-  self.events.push_back(std::move(event));
+  try {
+    self.events.emplace_back(kind, way, reason, operator_name, bytes, device);
+  } catch (const std::bad_alloc&) {
+    ++self.forgotten;
+  }
 }
 
 std::vector<Event> events(bool clear) {
@@ -103,6 +109,8 @@ std::vector<Event> events(bool clear) {
   if (clear) self.events.clear();
   return copy;
 }
+
+void hold_ledger_over_fork(bool hold) noexcept { hold ? ring().mutex.lock() : ring().mutex.unlock(); }
 
 Totals totals() {
   write_hook::sweep();
@@ -120,7 +128,7 @@ Totals totals() {
         sum.logical_bytes += sharer->bytes;
       }
     }
-    for (auto* block : state.retired) {
+    for (auto* block = state.retired; block != nullptr; block = block->next) {
       ++sum.retired_blocks;
       sum.retired_bytes += block->bytes;
     }

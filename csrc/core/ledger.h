@@ -11,7 +11,7 @@
 /// The ledger: what is shared now, and why anything is not.
 ///
 /// Each materialization and each copy made at clone time is an event. Events are kept in a ring of
-/// `event_capacity`; older ones are forgotten, and counted.
+/// `event_capacity`; older ones are forgotten, and counted, and so are those for which there is no memory.
 
 namespace torchcow {
 
@@ -54,8 +54,12 @@ struct Event {
 
 inline constexpr std::size_t event_capacity = 1 << 16;
 
-void record(Event event);
+void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes,
+            c10::Device device) noexcept;
 std::vector<Event> events(bool clear);
+
+/// fork: the child must find the events whole (registry.cpp).
+void hold_ledger_over_fork(bool hold) noexcept;
 
 /// Sums over all live blocks. Fair shares (a block's bytes divided by its sharers) add up to
 /// `unique_bytes` by definition; `fair_share` of one sharer is computed where objects are known.

@@ -31,6 +31,7 @@ struct Job {
   Way way;
   c10::Allocator* allocator;
   c10::DataPtr memory;
+  Leavers leaver;
 };
 
 using Jobs = std::vector<Job>;
@@ -64,18 +65,43 @@ c10::DataPtr allocate(const Job& job) {
   return memory;
 }
 
-/// The tensor of a job as an error calls it.
-std::string describe(const Job& job) {
-  const auto name = resolve_name != nullptr ? resolve_name(*job.storage) : std::string();
-  return c10::str(name.empty() ? "a shared tensor" : name, " (", job.sharer->bytes, " bytes on ",
-                  job.sharer->block->device(), ")");
+/// Why a job could not be done, for the error message: that is worded when the claims are given back, as the name
+/// comes from Python, where everything may run meanwhile.
+struct Trouble {
+  const c10::StorageImpl* storage;
+  std::size_t bytes;
+  c10::Device device;
+  std::size_t sharers;
+  bool capture;
+};
+
+Trouble trouble_of(const Job& job, bool capture) {
+  const Block& block = *job.sharer->block;
+  std::lock_guard lock(registry().mutex);
+  return {job.storage, job.sharer->bytes, block.device(), block.sharer_count, capture};
+}
+
+std::string explain(const Trouble& trouble, const Cause& cause) {
+  const auto name = resolve_name != nullptr ? resolve_name(*trouble.storage) : std::string();
+  const auto tensor =
+      c10::str(name.empty() ? "a shared tensor" : name, " (", trouble.bytes, " bytes on ", trouble.device, ")");
+  if (trouble.capture) {
+    return c10::str("torchcow: ", cause.operator_name, " makes the first write to ", tensor,
+                    " while a graph is being captured. The copy would become a part of the graph. "
+                    "Call torchcow.materialize(...) on what the graph writes before the capture.");
+  }
+  return c10::str("torchcow: no memory for the first write to ", tensor, " by ", cause.operator_name,
+                  ". It is shared by ", trouble.sharers,
+                  " tensors. Nothing was changed: all still share and hold what they held. "
+                  "Free memory (torchcow.materialize takes it earlier) and try again.");
 }
 
 bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == sharer.block->bytes; }
 
 /// Claims the sharers among `targets`, in the order of addresses, and decides the way of each.
-void claim(std::vector<WriteTarget>& targets, bool may_skip, bool from_hook, Jobs& jobs) {
+void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause, bool from_hook, Jobs& jobs) {
   std::sort(targets.begin(), targets.end(), [](auto& a, auto& b) { return a.storage < b.storage; });
+  jobs.reserve(targets.size());  // a claim that is in no job would never end
   const auto self = std::this_thread::get_id();
   auto& state = registry();
   std::unique_lock lock(state.mutex);
@@ -98,9 +124,10 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, bool from_hook, Job
     const auto leaving = std::count_if(jobs.begin(), jobs.end(),
                                        [&](auto& job) { return job.sharer->block == &block && job.way == Way::copy; });
     const bool last = block.sharer_count == static_cast<std::size_t>(leaving) + 1;
-    const bool steals = last && whole(*sharer) && !read_by_leavers(block);
+    const bool steals = last && whole(*sharer) && (cause.stays || !read_by_leavers(block));
+    block.taken = block.taken || steals;
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
-    jobs.push_back({target.storage, sharer, way, block.allocator, {}});
+    jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}});
   }
   // Before the mutex is given up: a clone that arms the storage must know.
   if (from_hook && jobs.empty()) write_hook::came_late(*targets.front().storage);
@@ -112,38 +139,34 @@ void release_claims(const Jobs& jobs) noexcept {
   std::lock_guard lock(state.mutex);
   for (auto& job : jobs) {
     job.sharer->claimed = false;
-    if (job.sharer->storage == nullptr) {
-      leave(*job.sharer, false, garbage);
-      garbage.sharers.push_back(job.sharer);
-    }
+    if (job.way == Way::steal) job.sharer->block->taken = false;
+    if (job.sharer->storage == nullptr) leave(*job.sharer, {}, garbage);
   }
   state.claims_changed.notify_all();
 }
 
-/// The current stream of each device in `jobs`; raises where a capture forbids what must be done.
-std::optional<c10::Stream> stream_for(const Job& job, const Cause& cause) {
+bool forbidden_by_capture(const Job& job) {
   const auto device = job.sharer->block->device();
-  if (device.is_cpu()) return std::nullopt;
+  if (device.is_cpu()) return false;
   const auto stream = current_stream(device);
   const bool waits = job.way != Way::steal || job.sharer->block->order->pending(stream);
-  TORCH_CHECK(!waits || !capturing(stream), "torchcow: ", cause.operator_name, " makes the first write to ",
-              describe(job),
-              " while a graph is being captured. The copy would become a part of the graph. "
-              "Call torchcow.materialize(...) on what the graph writes before the capture.");
-  return stream;
+  return waits && capturing(stream);
 }
 
-void prepare(Jobs& jobs, const Cause& cause) {
+void prepare(Jobs& jobs, const Cause& cause, std::optional<Trouble>& trouble) {
   for (auto& job : jobs) {
-    stream_for(job, cause);
+    if (forbidden_by_capture(job)) {
+      trouble = trouble_of(job, true);
+      TORCH_CHECK(false, "torchcow: a first write while a graph is being captured");
+    }
     if (job.way == Way::steal) continue;
+    if (cause.visible) {
+      job.leaver.push_back({WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage))});
+    }
     try {
       job.memory = allocate(job);
-    } catch (c10::Error& error) {
-      error.add_context(c10::str("torchcow: no memory for the first write to ", describe(job), " by ",
-                                 cause.operator_name, ". It is shared by ", job.sharer->block->sharer_count,
-                                 " tensors. Nothing was changed: all still share and hold what they held. "
-                                 "Free memory (torchcow.materialize takes it earlier) and try again."));
+    } catch (const c10::Error&) {
+      trouble = trouble_of(job, false);
       throw;
     }
   }
@@ -165,43 +188,43 @@ void copy_bytes(Jobs& jobs, const Cause& cause) {
   copy_on_device(device_copies);
   for (auto& job : jobs) {
     if (job.way != Way::steal) continue;
-    if (const auto stream = stream_for(job, cause)) job.sharer->block->order->before_steal(*stream);
+    const Block& block = *job.sharer->block;
+    if (!block.device().is_cpu()) block.order->before_steal(current_stream(block.device()));
   }
   if (cause.raw_pointer) {
     for (auto& job : jobs) wait_on_host(job.sharer->block->device());
   }
 }
 
-/// Gives up the blocks. Nothing here can fail.
-void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook, Garbage& garbage) {
+/// Gives up the blocks. There is room in `skipped`.
+void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook, Garbage& garbage) noexcept {
   auto& state = registry();
   std::lock_guard lock(state.mutex);
   for (auto& job : jobs) {
     Sharer& sharer = *job.sharer;
     sharer.claimed = false;
     if (sharer.storage == nullptr) {  // resized by another thread meanwhile
-      leave(sharer, false, garbage);
-      garbage.sharers.push_back(&sharer);
+      leave(sharer, {}, garbage);
       continue;
     }
     Block& block = *sharer.block;
     if (cause.visible)
-      record({Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device()});
+      record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device());
     if (job.way == Way::steal) {
       c10::DataPtr memory = std::move(block.data);
       block.data = c10::DataPtr(nullptr, memory.device());
       write_hook::reseat(*job.storage, std::move(memory), from_hook);
-      leave(sharer, false, garbage);
+      leave(sharer, {}, garbage);
     } else {
       void* memory = job.memory.get();
       write_hook::reseat(*job.storage, std::move(job.memory), from_hook);
       if (job.way == Way::skip) {
-        skipped->push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, memory});
+        skipped->push_back(
+            {c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, memory, std::move(job.leaver)});
         continue;
       }
-      leave(sharer, cause.visible, garbage);
+      leave(sharer, std::move(job.leaver), garbage);
     }
-    garbage.sharers.push_back(&sharer);
   }
   sweep_retired(garbage);
   state.claims_changed.notify_all();
@@ -210,13 +233,18 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
 bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook) {
   Jobs jobs;
   Garbage garbage;
+  std::optional<Trouble> trouble;
   try {
     // A reader in another thread must find old or new values, never memory that nobody has written yet.
-    claim(targets, skipped != nullptr && alone(), from_hook, jobs);
+    claim(targets, skipped != nullptr && alone(), cause, from_hook, jobs);
     if (jobs.empty()) return false;
     if (skipped != nullptr) skipped->reserve(skipped->size() + jobs.size());
-    prepare(jobs, cause);
+    prepare(jobs, cause, trouble);
     copy_bytes(jobs, cause);
+  } catch (c10::Error& error) {
+    release_claims(jobs);
+    if (trouble) error.add_context(explain(*trouble, cause));
+    throw;
   } catch (...) {
     release_claims(jobs);
     throw;
@@ -237,7 +265,7 @@ bool first_write(c10::StorageImpl* storage) {
   return run(target, {"a raw pointer", true}, nullptr, true);
 }
 
-void finish_skipped(const Skipped& skipped, std::size_t written) {
+void finish_skipped(Skipped& skipped, std::size_t written) {
   Sharer& keeper = *skipped.keeper;
   auto& data = skipped.storage->_mutable_data_ptr_no_checks();
   const bool same_memory = data.get() == skipped.memory;
@@ -252,8 +280,7 @@ void finish_skipped(const Skipped& skipped, std::size_t written) {
   }
   Garbage garbage;
   std::lock_guard lock(registry().mutex);
-  leave(keeper, true, garbage);
-  garbage.sharers.push_back(&keeper);
+  leave(keeper, std::move(skipped.leaver), garbage);
 }
 
 void write_hook::dropped(Sharer* sharer) noexcept {
@@ -269,8 +296,7 @@ void write_hook::dropped(Sharer* sharer) noexcept {
   std::lock_guard lock(state.mutex);
   sharer->storage = nullptr;
   if (state.claimed(*sharer)) return;  // the claimant cleans up
-  leave(*sharer, false, garbage);
-  garbage.sharers.push_back(sharer);
+  leave(*sharer, {}, garbage);
   sweep_retired(garbage);
 }
 

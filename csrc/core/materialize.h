@@ -17,7 +17,8 @@
 ///   skip    the operator overwrites every byte, and no other thread can look: allocate, copy nothing.
 ///
 /// The order of steps is what makes a failure harmless (I5): claim; allocate everything; copy
-/// everything; and only then, under the mutex, give up the blocks. Nothing after the copies can fail. So
+/// everything; and only then, under the mutex, give up the blocks. Nothing after the copies can fail:
+/// whatever the bookkeeping needs was allocated before. So
 /// after an exception source and clones are unchanged and still share, and a retry works. A batch is
 /// materialized whole or not at all.
 ///
@@ -35,6 +36,7 @@ struct Cause {
   std::string_view operator_name;
   bool raw_pointer = false;  ///< the pointer may be used on any stream at once: wait on the host
   bool visible = true;       ///< false: nobody has seen the sharers yet (no event, no leavers)
+  bool stays = false;        ///< the storage keeps its address, which somebody holds: steal, whoever else reads there
 };
 
 /// A skipped copy, until its operator has returned: what the storage held can still be restored.
@@ -42,6 +44,7 @@ struct Skipped {
   c10::intrusive_ptr<c10::StorageImpl> storage;
   Sharer* keeper;  ///< stays on the block, and keeps the bytes readable
   void* memory;    ///< what the storage got
+  Leavers leaver;  ///< the storage, for the day on which the keeper leaves
 };
 
 /// Materializes those of `targets` that are sharers. Appends to `skipped`; without it nothing is skipped.
@@ -49,7 +52,7 @@ struct Skipped {
 void materialize(c10::ArrayRef<WriteTarget> targets, const Cause& cause, std::vector<Skipped>* skipped = nullptr);
 
 /// The operator succeeded and wrote all but the bytes from `written` on: copies those, and forgets.
-void finish_skipped(const Skipped& skipped, std::size_t written);
+void finish_skipped(Skipped& skipped, std::size_t written);
 
 /// Called by the write hook. False: another thread was first, or the storage is no sharer any more.
 bool first_write(c10::StorageImpl* storage);

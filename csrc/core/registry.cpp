@@ -1,26 +1,60 @@
 #include "registry.h"
 
 #include "host_pages.h"
+#include "ledger.h"
 #include "retire.h"
 #include "stream_order.h"
 #include "writing.h"
 
 #include <pthread.h>
 
+#include <utility>
+
 namespace torchcow {
 
 namespace {
 
-void before_fork() { registry().mutex.lock(); }
-void after_fork_in_parent() { registry().mutex.unlock(); }
+void before_fork() {
+  registry().mutex.lock();
+  hold_ledger_over_fork(true);
+}
+
+void after_fork_in_parent() {
+  hold_ledger_over_fork(false);
+  registry().mutex.unlock();
+}
+
+/// A claim of the thread that lives on in the child goes on, and its epoch with it.
+void renew_own_claims() {
+  auto& self = registry();
+  for (auto* block = self.blocks; block != nullptr; block = block->next) {
+    for (auto* sharer = block->sharers; sharer != nullptr; sharer = sharer->next) {
+      if (self.claimed(*sharer) && sharer->claimant == std::this_thread::get_id()) ++sharer->claim_epoch;
+    }
+  }
+}
 
 void after_fork_in_child() {
   auto& self = registry();
+  renew_own_claims();
   ++self.fork_epoch;
   // Waiters of the parent do not exist here; a condition variable that remembers them is replaced.
   new (&self.claims_changed) std::condition_variable();
   forget_other_writers();
+  hold_ledger_over_fork(false);
   self.mutex.unlock();
+}
+
+void push(Block*& list, Block& block) noexcept {
+  block.previous = nullptr;
+  block.next = list;
+  if (list != nullptr) list->previous = &block;
+  list = &block;
+}
+
+void drop(Block*& list, Block& block) noexcept {
+  (block.previous != nullptr ? block.previous->next : list) = block.next;
+  if (block.next != nullptr) block.next->previous = block.previous;
 }
 
 }  // namespace
@@ -35,28 +69,31 @@ Registry& registry() noexcept {
 }
 
 Garbage::~Garbage() {
-  for (auto* sharer : sharers) delete sharer;
-  for (auto* block : blocks) {
+  while (sharers != nullptr) delete std::exchange(sharers, sharers->next);
+  while (blocks != nullptr) {
+    auto* block = std::exchange(blocks, blocks->next);
     if (block->order) block->order->before_free(block->data);
     delete block;
   }
   if (nothing_shared) host::drop_kept();
 }
 
+void Garbage::add(Block& block) noexcept { block.next = std::exchange(blocks, &block); }
+void Garbage::add(Sharer& sharer) noexcept { sharer.next = std::exchange(sharers, &sharer); }
+
 void Registry::add(Block& block) noexcept {
   block.id = next_id++;
-  block.previous = nullptr;
-  block.next = blocks;
-  if (blocks != nullptr) blocks->previous = &block;
-  blocks = &block;
+  push(blocks, block);
   if (++block_count == 1) host::keep_freed(true);
 }
 
 void Registry::remove(Block& block) noexcept {
-  (block.previous != nullptr ? block.previous->next : blocks) = block.next;
-  if (block.next != nullptr) block.next->previous = block.previous;
+  drop(blocks, block);
   if (--block_count == 0) host::keep_freed(false);
 }
+
+void Registry::add_retired(Block& block) noexcept { push(retired, block); }
+void Registry::remove_retired(Block& block) noexcept { drop(retired, block); }
 
 void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   auto& self = registry();
@@ -73,14 +110,16 @@ void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-void leave(Sharer& sharer, bool remember, Garbage& garbage) {
+void leave(Sharer& sharer, Leavers&& leaver, Garbage& garbage) noexcept {
   auto& self = registry();
   Block& block = *sharer.block;
   block.unlink(sharer);
   --self.sharer_count;
-  if (remember && sharer.storage != nullptr) {
-    block.leavers.push_back(
-        {WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(sharer.storage)), steady_seconds()});
+  garbage.add(sharer);
+  if (!leaver.empty()) {
+    leaver.front().left_at = steady_seconds();
+    block.leavers.splice(block.leavers.end(), leaver);
+    prune_leavers(block, garbage);
   }
   if (block.sharer_count == 0) {
     self.remove(block);

@@ -5,7 +5,6 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
-#include <vector>
 
 /// The registry: the one lock of the engine, and the list of live blocks.
 ///
@@ -18,19 +17,24 @@
 /// in the order of their storages' addresses, so that two batches cannot wait for each other.
 ///
 /// fork(): the lock is held across the fork, so the child finds the state whole. Claims of the
-/// parent's other threads have no owner in the child; `fork_epoch` tells, and they are void.
+/// parent's other threads have no owner in the child; `fork_epoch` tells, and they are void. The thread that
+/// forked keeps its own.
 
 namespace torchcow {
 
-/// Things to be destroyed after the lock is given up. Declare it before the lock.
+/// Things to be destroyed after the lock is given up. Declare it before the lock. Adding to it cannot fail: what is
+/// added is linked, and on no other list any more.
 struct Garbage {
-  std::vector<Block*> blocks;
-  std::vector<Sharer*> sharers;
+  Block* blocks = nullptr;
+  Sharer* sharers = nullptr;
+  Leavers leavers;
   bool nothing_shared = false;  ///< the last block is gone, and with it the use of kept pages (host_pages.h)
   Garbage() = default;
   Garbage(const Garbage&) = delete;
   Garbage& operator=(const Garbage&) = delete;
   ~Garbage();
+  void add(Block& block) noexcept;
+  void add(Sharer& sharer) noexcept;
 };
 
 /// What a thread does before and after it blocks for another one; the bindings install the release of
@@ -48,11 +52,14 @@ struct Registry {
   std::size_t block_count = 0;
   std::size_t sharer_count = 0;
   std::uint64_t next_id = 1;
-  std::vector<Block*> retired;
+  Block* retired = nullptr;
   BlockingHooks blocking;
 
   void add(Block& block) noexcept;
   void remove(Block& block) noexcept;
+  /// Of blocks that were removed.
+  void add_retired(Block& block) noexcept;
+  void remove_retired(Block& block) noexcept;
 
   /// Is `sharer` claimed by a thread that lives?
   [[nodiscard]] bool claimed(const Sharer& sharer) const noexcept {
@@ -66,8 +73,8 @@ Registry& registry() noexcept;
 /// Waits, with `lock` given up and the blocking hooks around it, until some claim has changed.
 void wait_for_claims(std::unique_lock<std::mutex>& lock);
 
-/// Takes `sharer` off its block; the block is retired or goes to the garbage if that was the last one.
-/// `remember`: the storage lives on elsewhere and may still be read in the block (I3).
-void leave(Sharer& sharer, bool remember, Garbage& garbage);
+/// Takes `sharer` off its block and puts it into the garbage; the block is retired or follows if that was the last one.
+/// `leaver`: the storage, if it lives on elsewhere and may still be read in the block (I3); otherwise empty.
+void leave(Sharer& sharer, Leavers&& leaver, Garbage& garbage) noexcept;
 
 }  // namespace torchcow

@@ -9,7 +9,7 @@ namespace {
 
 bool (*other_threads)() = nullptr;
 
-bool still_reads(const Leaver& leaver) {
+bool still_reads(const Leaver& leaver) noexcept {
   const auto references = leaver.storage.use_count();
   if (references == 0) return false;
   // The weak reference keeps the struct readable, dead or alive.
@@ -26,24 +26,37 @@ double steady_seconds() noexcept {
   return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
-bool read_by_leavers(const Block& block) {
+bool read_by_leavers(const Block& block) noexcept {
   return std::any_of(block.leavers.begin(), block.leavers.end(), still_reads);
 }
 
-void retire(Block& block, Garbage& garbage) {
+void prune_leavers(Block& block, Garbage& garbage) noexcept {
+  if (block.leavers.size() < block.prune_leavers_at) return;
+  for (auto leaver = block.leavers.begin(); leaver != block.leavers.end();) {
+    const auto here = leaver++;
+    if (!still_reads(*here)) garbage.leavers.splice(garbage.leavers.end(), block.leavers, here);
+  }
+  block.prune_leavers_at = std::max<std::size_t>(8, 2 * block.leavers.size());
+}
+
+void retire(Block& block, Garbage& garbage) noexcept {
   if (block.data && read_by_leavers(block)) {
-    registry().retired.push_back(&block);
+    registry().add_retired(block);
   } else {
-    garbage.blocks.push_back(&block);
+    garbage.add(block);
   }
 }
 
-void sweep_retired(Garbage& garbage) {
-  std::erase_if(registry().retired, [&](Block* block) {
-    if (read_by_leavers(*block)) return false;
-    garbage.blocks.push_back(block);
-    return true;
-  });
+void sweep_retired(Garbage& garbage) noexcept {
+  auto& state = registry();
+  for (auto* block = state.retired; block != nullptr;) {
+    auto* next = block->next;
+    if (!read_by_leavers(*block)) {
+      state.remove_retired(*block);
+      garbage.add(*block);
+    }
+    block = next;
+  }
 }
 
 void set_other_threads_probe(bool (*probe)()) noexcept { other_threads = probe; }

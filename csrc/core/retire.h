@@ -24,13 +24,17 @@ inline constexpr double grace_seconds = 3.0;
 [[nodiscard]] double steady_seconds() noexcept;
 
 /// May a storage that left `block` still be read there?
-[[nodiscard]] bool read_by_leavers(const Block& block);
+[[nodiscard]] bool read_by_leavers(const Block& block) noexcept;
+
+/// Forgets leavers that read `block` no more, now and then: as many may come and go as the source has clones. The
+/// registry's mutex is held.
+void prune_leavers(Block& block, Garbage& garbage) noexcept;
 
 /// Frees `block` (through `garbage`) or retires it. The registry's mutex is held.
-void retire(Block& block, Garbage& garbage);
+void retire(Block& block, Garbage& garbage) noexcept;
 
 /// Frees retired blocks that nobody can read any more. The registry's mutex is held.
-void sweep_retired(Garbage& garbage);
+void sweep_retired(Garbage& garbage) noexcept;
 
 /// Can no other thread be inside an operator?
 [[nodiscard]] bool alone() noexcept;

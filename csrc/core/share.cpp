@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <atomic>
 #include <bitset>
+#include <memory>
 #include <thread>
 
 namespace torchcow {
@@ -59,8 +60,20 @@ c10::intrusive_ptr<c10::StorageImpl> storage_for(Sharer& sharer, c10::Allocator*
   return storage;
 }
 
-Sharer* new_sharer(Block& block, std::size_t offset, std::size_t bytes, c10::StorageImpl* storage) {
-  auto* sharer = new Sharer{&block, offset, bytes, storage};
+/// A block for the memory of `source`, which it does not own before the source is armed.
+std::unique_ptr<Block> new_block(c10::StorageImpl& source, std::shared_ptr<StreamOrder> order) {
+  auto block = std::make_unique<Block>();
+  auto* allocator = write_hook::allocator_of(source);
+  block->bytes = source.nbytes();
+  block->allocator = allocator != nullptr ? allocator : c10::GetAllocator(source.device_type());
+  block->order = std::move(order);
+  // A sharer points into the block, and so do its device and address.
+  block->data = c10::DataPtr(source._mutable_data_ptr_no_checks().get(), source.device());
+  return block;
+}
+
+std::unique_ptr<Sharer> new_sharer(Block& block, std::size_t offset, std::size_t bytes, c10::StorageImpl* storage) {
+  auto sharer = std::make_unique<Sharer>(Sharer{&block, offset, bytes, storage});
   if (!block.device().is_cpu()) sharer->home = current_stream(block.device());
   return sharer;
 }
@@ -103,51 +116,60 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
   std::unique_lock lock(state.mutex);
   Sharer* origin = write_hook::sharer_of(source);
   while (origin != nullptr && state.claimed(*origin)) {
+    if (origin->claimant == std::this_thread::get_id()) {  // an allocator that calls back
+      reason = Reason::writing;
+      return {};
+    }
     wait_for_claims(lock);
     origin = write_hook::sharer_of(source);
   }
-  if (origin != nullptr && origin->block->probation != nullptr && origin->block->probation != this) {
-    reason = Reason::writing;
+  const auto* call = origin != nullptr && origin->block->on_probation() ? origin->block->probation->call : this;
+  const bool adopts = call == nullptr && origin->block->sharer_count == 1;
+  if (call != this && !adopts) {
+    reason = call != nullptr ? Reason::writing : Reason::outside;
     return {};
   }
   const bool fresh = origin == nullptr;
+  // Asked before as well: on torch 2.11 and 2.12 arming under a running writer can make torch throw there.
+  if (fresh) reason = being_written(source) ? Reason::writing : obstacle(source);
+  if (reason == Reason::none && offset + bytes > source.nbytes()) reason = Reason::writing;  // resized while we waited
+  if (reason != Reason::none) return {};
+  std::unique_ptr<Block> made_block;
+  std::unique_ptr<Sharer> first;
   if (fresh) {
-    // Asked before as well: on torch 2.11 and 2.12 arming under a running writer can make torch throw there.
-    reason = being_written(source) ? Reason::writing : obstacle(source);
-    if (reason != Reason::none) return {};
-    auto* block = new Block();
-    block->bytes = source.nbytes();
-    block->allocator = write_hook::allocator_of(source) != nullptr ? write_hook::allocator_of(source)
-                                                                   : c10::GetAllocator(device.type());
-    block->order = std::move(order);
-    block->probation = this;
-    block->probation_index = made_.size();
-    origin = new_sharer(*block, 0, block->bytes, &source);
-    // The block must know address and device before a sharer can point into it.
-    block->data = c10::DataPtr(source._mutable_data_ptr_no_checks().get(), device);
-    block->data = write_hook::arm(source, *origin);
+    made_block = new_block(source, std::move(order));
+    first = new_sharer(*made_block, 0, made_block->bytes, &source);
+  }
+  Block& block = fresh ? *made_block : *origin->block;
+  auto sharer = new_sharer(block, (fresh ? 0 : origin->offset) + offset, bytes, nullptr);
+  const auto home = sharer->home;
+  auto clone = storage_for(*sharer, block.allocator);
+  if (fresh || adopts) {
+    auto probation = std::make_shared<Probation>(Probation{this, made_.size()});
+    made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), {clone}, probation});
+    block.probation = std::move(probation);
+  } else if (block.on_probation()) {
+    made_[block.probation->index].clones.push_back(clone);
+  }
+  // Nothing after this point can fail.
+  if (fresh) {
+    block.data = write_hook::arm(source, *first);
     if (being_written(source)) {  // the order is writing.h's: armed first, then looked
-      write_hook::reseat(source, std::move(block->data), false);
+      write_hook::reseat(source, std::move(block.data), false);
+      made_.pop_back();
       reason = Reason::writing;
-      delete origin;
-      delete block;
       return {};
     }
-    enlist(*origin);
-    state.add(*block);
+    enlist(*first.release());
+    state.add(*made_block.release());
   }
-  Block& block = *origin->block;
-  auto* sharer = new_sharer(block, origin->offset + offset, bytes, nullptr);
-  auto clone = storage_for(*sharer, block.allocator);
   write_hook::arm(*clone, *sharer);
-  enlist(*sharer);
-  if (fresh) made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), {}});
-  if (block.probation == this) made_[block.probation_index].clones.push_back(clone);
+  enlist(*sharer.release());
   lock.unlock();
   if (fresh) fingerprint(block);
   // Where the clone is at home it may be read without a word, and be dropped with reads pending.
   if (block.order) {
-    block.order->record_stream(block.data, *sharer->home);
+    block.order->record_stream(block.data, *home);
     // The source is at home where it was allocated, which nothing tells; most often it is here.
     const auto usual = fresh ? default_stream(device) : std::nullopt;
     if (usual) block.order->record_stream(block.data, *usual);
@@ -161,10 +183,10 @@ c10::StorageImpl* storage_of(const c10::TensorImpl& tensor) {
   return tensor.has_storage() ? tensor.unsafe_storage().unsafeGetStorageImpl() : nullptr;
 }
 
-/// Did `call` make the block that `storage` shares? Only then its references are looked at.
+/// Is the block that `storage` shares on probation with `call`? Only then its references are looked at.
 bool on_probation(const c10::StorageImpl& storage, const SharingCall* call) {
   const Sharer* sharer = write_hook::sharer_of(storage);
-  return sharer != nullptr && sharer->block->probation == call;
+  return sharer != nullptr && sharer->block->on_probation() && sharer->block->probation->call == call;
 }
 
 }  // namespace
@@ -191,29 +213,29 @@ SharingCall::SharingCall() { write_hook::sweep(); }
 
 SharingCall::~SharingCall() {
   for (const auto& made : made_) {
-    const bool confirmed = [&] {
-      std::lock_guard lock(registry().mutex);
-      return !on_probation(*made.source, this);
-    }();
     try {
-      if (!confirmed) take_back(made, Reason::outside);
+      if (!made.probation->passed) take_back(made, Reason::outside);
     } catch (const std::exception&) {
-      // No memory for the copies: the block keeps its probation, so that nobody else shares it.
+      // No memory for the copies. Nobody else shares the block until a later call has an answer.
+      std::lock_guard lock(registry().mutex);
+      made.probation->call = nullptr;
     }
   }
 }
 
 void SharingCall::confirm(const Made& made) {
+  // Not through the source, which may have left the block: the clones are still there.
   std::lock_guard lock(registry().mutex);
-  if (const Sharer* sharer = write_hook::sharer_of(*made.source)) sharer->block->probation = nullptr;
+  made.probation->passed = true;
 }
 
 void SharingCall::take_back(const Made& made, Reason reason) {
   for (const auto& clone : made.clones) {
-    record({Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device()});
     materialize({{clone.get()}}, {"torchcow.clone", false, false});
+    record(Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device());
   }
-  materialize({{made.source.get()}}, {"torchcow.clone", false, false});
+  materialize({{made.source.get()}}, {"torchcow.clone", false, false, /*stays=*/true});
+  confirm(made);
 }
 
 std::size_t set_tiny_bytes(std::size_t bytes) noexcept { return tiny_bytes.exchange(bytes); }

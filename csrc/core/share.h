@@ -6,6 +6,7 @@
 
 #include <c10/core/TensorImpl.h>
 #include <c10/core/UndefinedTensorImpl.h>
+#include <c10/util/SmallVector.h>
 
 #include <map>
 #include <unordered_map>
@@ -24,7 +25,8 @@
 /// `ready` event of each device, and the blocks that the call made. Those are *on probation*: other
 /// calls do not share them until this one has looked for raw pointers that left the process's view
 /// before (a consumer holds a reference, which shows as one more than the tensors account for), and has
-/// either confirmed them or taken the share back.
+/// either confirmed them or taken the share back. Where that fails for want of memory the probation outlives the call,
+/// and the next call that finds the block with a single sharer looks again.
 
 namespace torchcow {
 
@@ -49,6 +51,7 @@ class SharingCall {
   struct Made {
     c10::intrusive_ptr<c10::StorageImpl> source;
     c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 1> clones;
+    std::shared_ptr<Probation> probation;
   };
   [[nodiscard]] const std::vector<Made>& made() const noexcept { return made_; }
 

@@ -34,13 +34,17 @@ std::uint64_t checksum(const Block& block) {
   return host_checksum(host.const_data_ptr(), block.bytes);
 }
 
-/// All live blocks, each held by a sharer of ours, so that nobody steals or frees them: checksums take long
-/// and may run torch operators, which the registry's mutex forbids.
+/// The live blocks that are not about to go, each held by a sharer of ours, so that nobody steals or frees them:
+/// checksums take long and may run torch operators, which the registry's mutex forbids.
 class Pins {
  public:
   Pins() {
     std::lock_guard lock(registry().mutex);
-    for (auto* block = registry().blocks; block != nullptr; block = block->next) hold(*block);
+    pins_.reserve(registry().block_count);
+    for (auto* block = registry().blocks; block != nullptr; block = block->next) {
+      // A further sharer would come too late for a steal, and make a share that is taken back move its source.
+      if (!block->taken && !block->on_probation()) hold(*block);
+    }
   }
   Pins(const Pins&) = delete;
   Pins& operator=(const Pins&) = delete;
@@ -48,8 +52,7 @@ class Pins {
     Garbage garbage;
     std::lock_guard lock(registry().mutex);
     for (auto* pin : pins_) {
-      leave(*pin, false, garbage);
-      garbage.sharers.push_back(pin);
+      leave(*pin, {}, garbage);
     }
   }
 

@@ -31,7 +31,7 @@ void on_first_write(c10::StorageImpl* storage) { first_write(storage); }
 
 }  // namespace
 
-void install() {}
+void install() { late_clears(); }  // made now: `readiness` may not throw
 
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
   const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();

@@ -52,6 +52,7 @@ Slots& slots() noexcept {
 
 WritingScope::WritingScope(c10::ArrayRef<WriteTarget> targets) noexcept : targets_(targets) {
   auto& mine = slots();
+  thread_ = &mine;
   if (targets.size() <= slot_count - mine.used) {
     first_slot_ = mine.used;
     for (const auto& target : targets) {
@@ -97,7 +98,15 @@ bool being_written(const c10::StorageImpl& storage) noexcept {
 void forget_other_writers() noexcept {
   all_slots = own_slots;
   if (own_slots != nullptr) own_slots->next = own_slots->previous = nullptr;
-  listed_scopes = nullptr;
+  auto** end = &listed_scopes;
+  WritingScope* last = nullptr;
+  for (auto* scope = listed_scopes; scope != nullptr; scope = scope->next_) {
+    if (own_slots == nullptr || scope->thread_ != own_slots) continue;
+    scope->previous_ = last;
+    *end = last = scope;
+    end = &scope->next_;
+  }
+  *end = nullptr;
 }
 
 }  // namespace torchcow

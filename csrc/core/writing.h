@@ -39,8 +39,10 @@ class WritingScope {
 
  private:
   friend bool being_written(const c10::StorageImpl& storage) noexcept;
+  friend void forget_other_writers() noexcept;
 
   c10::ArrayRef<WriteTarget> targets_;
+  const void* thread_;  ///< the slots of the thread
   std::size_t first_slot_ = 0;
   bool listed_ = false;
   WritingScope* next_ = nullptr;

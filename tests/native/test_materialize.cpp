@@ -169,7 +169,7 @@ TEST_F(Materialize, NobodyStealsFromASkippedSibling) {
   // The operator writes all targets, and then fails.
   for (const auto& tensor : {source, copy})
     std::fill_n(static_cast<float*>(storage_impl(tensor).mutable_data()), 100, 0.0F);
-  for (const auto& skip : skipped) {
+  for (auto& skip : skipped) {
     ASSERT_NE(skip.keeper->block->data.get(), nullptr) << "the block of a skipped storage was given away";
     finish_skipped(skip, 0);
   }

@@ -257,6 +257,28 @@ TEST_F(Races, TheLedgerWhileEverythingMoves) {
   looker.join();
 }
 
+// A batch takes the memory of one block while it copies another.
+// Broken by: `verify` that holds on to a block which is being stolen: it sums memory that is gone, or written.
+TEST_F(Races, VerifyWhileABatchSteals) {
+  arm_fingerprints(true);
+  std::atomic<bool> done{false};
+  std::thread verifier([&] {
+    std::size_t looked_at = 0;
+    while (!done) EXPECT_TRUE(verify(looked_at).empty());
+  });
+  const auto big = numbers(1 << 18);
+  for (int round = 0; round < 100; ++round) {
+    const auto sole = numbers(100);
+    clone(sole);
+    const auto copy = clone(big);
+    materialize({{&storage_impl(sole)}, {&storage_impl(copy)}}, {"test"});
+    sole.fill_(1);
+  }
+  done = true;
+  verifier.join();
+  materializations();
+}
+
 // Broken by: a storage that dies while a sibling is being materialized takes the block with it.
 TEST_F(Races, SiblingsDieWhileOthersCopy) {
   for (int round = 0; round < 50; ++round) {

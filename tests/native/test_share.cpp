@@ -2,11 +2,15 @@
 
 #include "core/barrier.h"
 #include "core/materialize.h"
+#include "core/retire.h"
 #include "family.h"
+#include "hostile_allocator.h"
 
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+
+#include <optional>
 
 namespace {
 
@@ -157,6 +161,84 @@ TEST_F(Share, ATakenBackShareIsAsIfItHadNotBeen) {
     EXPECT_EQ(event.kind, Kind::eager);
     EXPECT_EQ(event.reason, Reason::outside);
   }
+}
+
+// The source may leave the block before the call ends: a `__deepcopy__` method that counts its calls in a buffer does
+// so. Broken by: a probation that is ended through the source alone: the clones are refused ever after.
+TEST_F(Share, ProbationEndsThoughTheSourceHasLeft) {
+  const auto source = numbers(100);
+  SharingCall call;
+  Reason reason;
+  const auto copy = clone(call, source, reason);
+  source.fill_(7);
+  SharingCall::confirm(call.made().front());
+  EXPECT_EQ(refusal(copy), Reason::none);
+  EXPECT_TRUE(same_bits(copy, numbers(100)));
+}
+
+// The call could not take its share back, and the next call lies at the same address.
+// Broken by: a probation that knows its call by address; one that never ends.
+TEST_F(Share, ProbationOutlivesACallThatHadNoMemory) {
+  const auto source = numbers(100);
+  const auto* address = source.const_data_ptr();
+  std::optional<SharingCall> call(std::in_place);
+  Reason reason;
+  {
+    const auto copy = clone(*call, source, reason);
+    fail_allocation(0);
+    call.emplace();
+    fail_allocation(-1);
+    EXPECT_TRUE(shared(copy)) << "the second allocation was not to fail";
+    EXPECT_FALSE(clone(*call, source, reason).defined());
+    EXPECT_EQ(reason, Reason::outside);
+    EXPECT_FALSE(clone(*call, copy, reason).defined());
+  }
+  const auto again = clone(*call, source, reason);
+  ASSERT_TRUE(again.defined());
+  ASSERT_EQ(call->made().size(), 1U) << "a call that looks again";
+  SharingCall::take_back(call->made().front(), Reason::outside);
+  EXPECT_EQ(source.const_data_ptr(), address);
+  EXPECT_EQ(refusal(source), Reason::none);
+}
+
+// A clone that was written before the share is taken back still counts as a reader in company.
+// Broken by: `take_back` that lets readers keep the source from its own memory: who holds its address is cut off.
+TEST_F(Share, ATakenBackSourceStaysWhoeverReads) {
+  set_other_threads_probe([] { return true; });
+  const auto source = numbers(100);
+  const auto* address = source.const_data_ptr();
+  SharingCall call;
+  Reason reason;
+  const auto copy = clone(call, source, reason);
+  copy.fill_(7);
+  SharingCall::take_back(call.made().front(), Reason::outside);
+  EXPECT_EQ(source.const_data_ptr(), address);
+  EXPECT_TRUE(same_bits(source, numbers(100)));
+}
+
+// Broken by: a span that is trusted although the storage may have been resized since (I4).
+TEST_F(Share, ASpanBeyondTheStorageIsRefused) {
+  const auto source = numbers(100);
+  SharingCall call;
+  Reason reason;
+  EXPECT_FALSE(call.share(storage_impl(source), 0, 404, reason));
+  EXPECT_EQ(reason, Reason::writing);
+  EXPECT_FALSE(shared(source));
+}
+
+// Broken by: `share` that waits for a claim of its own thread, for ever.
+TEST_F(Share, WithinAMaterializationOfTheSameThread) {
+  HostileAllocator allocator;
+  const auto source = numbers(100);
+  storage_impl(source).set_allocator(&allocator);
+  const auto copy = clone(source);
+  Reason reason = Reason::none;
+  allocator.during = [&] {
+    SharingCall call;
+    EXPECT_FALSE(clone(call, source, reason).defined());
+  };
+  source.fill_(7);
+  EXPECT_EQ(reason, Reason::writing);
 }
 
 // Broken by: `state.add` for every share; an event per call.

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <optional>
 #include <thread>
 
 namespace {
@@ -110,6 +111,43 @@ TEST_F(Writing, WritersOfTheParentDoNotExistInTheChild) {
   const WritingScope scope({&target, 1});
   EXPECT_EQ(refusal(tensor), Reason::writing);
   EXPECT_TRUE(child_ends_well([&] { return refusal(tensor) == Reason::none; }));
+}
+
+// Broken by: announcements of the thread that forks forgotten with those of all others; a list of announcements that
+// still leads to stacks of threads which the child does not have.
+TEST_F(Writing, TheThreadThatForksGoesOnWritingInTheChild) {
+  std::vector<at::Tensor> mine;
+  std::vector<at::Tensor> others;
+  std::vector<WriteTarget> my_targets;
+  std::vector<WriteTarget> other_targets;
+  for (int i = 0; i < 20; ++i) {
+    mine.push_back(numbers(1));
+    others.push_back(numbers(1));
+    my_targets.push_back({&storage_impl(mine.back())});
+    other_targets.push_back({&storage_impl(others.back())});
+  }
+  const WritingScope elsewhere(other_targets);
+  EXPECT_TRUE(child_ends_well([&] { return !written(others[3]); }));
+  std::thread([&] {
+    std::optional<WritingScope> outer(std::in_place, my_targets);
+    bool well = false;
+    std::thread([&] {
+      const WritingScope scope(my_targets);  // between the two in the list
+      well = written(mine[3]);
+    }).join();
+    EXPECT_TRUE(well);
+#ifndef __SANITIZE_THREAD__
+    const auto child = fork();
+    if (child == 0) {
+      well = written(mine[3]) && !written(others[3]);
+      outer.reset();
+      _exit(well && !written(mine[3]) ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#endif
+  }).join();
 }
 
 }  // namespace
