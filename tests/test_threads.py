@@ -222,10 +222,10 @@ def test_memory_under_a_reader_is_not_freed(ends):
     reader, a method call that holds no reference of its own, would crash in the middle of it."""
     out = run_script(
         """
-import ctypes, sys, threading, torch, torchcow
+import ctypes, sys, threading, time, torch, torchcow
 torch.set_num_threads(1)
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
-source, reads, stop = torch.zeros(1 << 19), [], False
+source, reads, stop = torch.zeros(1 << 18), [], False
 
 def read():
     while not stop:
@@ -237,12 +237,12 @@ for thread in threads:
 for _ in range(60):
     seen = len(reads)
     while len(reads) < seen + 1:
-        pass
+        time.sleep(0.0005)
     clone = torchcow.clone(source)
     assert torchcow.is_shared(source)
     source.add_(0)
     if sys.argv[1] == "steal":
-        clone.resize_(1 << 21)
+        clone.resize_(1 << 20)
     del clone
 retired = torchcow.ledger().retired_blocks
 stop = True
