@@ -1,5 +1,6 @@
 #include "materialize.h"
 #include "registry.h"
+#include "retire.h"
 #include "write_hook.h"
 
 #include <mutex>
@@ -21,10 +22,15 @@ void on_drop(void* context) {
 
 /// Storages whose hook may still be cleared by a thread that came second to a first write. torch clears
 /// the hook after the call returned: if the storage were armed again in between, that clear would
-/// remove the new hook. They are not armed again.
-std::vector<WeakStorage>& late_clears() {
-  static auto* list = new std::vector<WeakStorage>();
+/// remove the new hook. They are not armed again before no thread can be there any more.
+std::vector<Leaver>& late_clears() {
+  static auto* list = new std::vector<Leaver>();
   return *list;
+}
+
+/// Some nanoseconds lie between the return and the clear, so the grace that an operator gets is plenty.
+bool over(const Leaver& late) {
+  return late.storage.use_count() == 0 || alone() || steady_seconds() - late.left_at >= grace_seconds;
 }
 
 void on_first_write(c10::StorageImpl* storage) { first_write(storage); }
@@ -43,17 +49,19 @@ bool looks_armed(const c10::StorageImpl& storage) noexcept {
   return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter() == &on_drop;
 }
 
-void came_late(c10::StorageImpl& storage) {
-  late_clears().push_back(WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)));
+void came_late(c10::StorageImpl& storage, bool from_hook) {
+  if (!from_hook) return;
+  late_clears().push_back(
+      {WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)), steady_seconds()});
 }
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {
   auto& late = late_clears();
   if (!late.empty()) {
+    std::erase_if(late, over);
     for (auto& entry : late) {
-      if (entry._unsafe_get_target() == &storage) return Readiness::occupied;
+      if (entry.storage._unsafe_get_target() == &storage) return Readiness::occupied;
     }
-    std::erase_if(late, [](const WeakStorage& entry) { return entry.use_count() == 0; });
   }
   return storage.has_materializer() ? Readiness::busy : Readiness::ready;
 }
@@ -78,7 +86,9 @@ c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {
   return const_cast<c10::Allocator*>(storage.allocator());
 }
 
-c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept { return data.get_deleter(); }
+c10::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) noexcept {
+  return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
+}
 
 void sweep() {}
 
