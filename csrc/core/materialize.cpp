@@ -114,7 +114,11 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
       wait_for_claims(lock);
       sharer = write_hook::sharer_of(*target.storage);
     }
-    if (sharer == nullptr) continue;
+    if (sharer == nullptr) {
+      // Before the mutex is given up: a clone that arms the storage must know.
+      write_hook::came_late(*target.storage, from_hook);
+      continue;
+    }
     sharer->claimed = true;
     sharer->claimant = self;
     sharer->claim_epoch = state.fork_epoch;
@@ -129,8 +133,6 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
     jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}});
   }
-  // Before the mutex is given up: a clone that arms the storage must know.
-  if (from_hook && jobs.empty()) write_hook::came_late(*targets.front().storage);
 }
 
 void release_claims(const Jobs& jobs) noexcept {

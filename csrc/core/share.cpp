@@ -28,7 +28,7 @@ std::bitset<c10::COMPILE_TIME_MAX_DEVICE_TYPES> allowed{(1ULL << static_cast<int
 
 /// Memory that torch's own allocator of the device, or ours, handed out, and will take back.
 bool own_memory(const c10::StorageImpl& storage) {
-  const auto deleter = write_hook::deleter_of(const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks());
+  const auto deleter = write_hook::deleter_of(storage);
   const auto* allocator = c10::GetAllocator(storage.device_type());
   const auto torchs = allocator == nullptr ? nullptr : allocator->raw_deleter();
   return host::are_pages(deleter) || (torchs != nullptr && deleter == torchs);
@@ -36,20 +36,29 @@ bool own_memory(const c10::StorageImpl& storage) {
 
 /// Why a storage that is no sharer yet may not become one.
 Reason obstacle(c10::StorageImpl& storage) {
-  auto& data = storage._mutable_data_ptr_no_checks();
-  if (data.get_deleter() == &c10::impl::cow::cow_deleter) return Reason::hook;
+  if (write_hook::deleter_of(storage) == &c10::impl::cow::cow_deleter) return Reason::hook;
   if (!own_memory(storage)) return Reason::foreign;
   // One tensor holds it; NumPy's view is another one, and has made the storage unresizable.
   if (!storage.resizable() && c10::raw::intrusive_ptr::use_count(&storage) > 1 + python_references(storage))
     return Reason::numpy;
-  // A thread on its way out of the hook needs some nanoseconds more.
-  for (int spin = 0; spin < 1000; ++spin) {
-    const auto readiness = write_hook::readiness(storage);
-    if (readiness == write_hook::Readiness::ready) return Reason::none;
-    if (readiness == write_hook::Readiness::occupied) return Reason::hook;
-    std::this_thread::yield();
+  return write_hook::readiness(storage) == write_hook::Readiness::ready ? Reason::none : Reason::hook;
+}
+
+/// The storage's sharer, or nullptr, once no other thread is in the middle of a first write. This one may be.
+Sharer* settled_sharer(c10::StorageImpl& storage, std::unique_lock<std::mutex>& lock) {
+  // A thread on its way out of the hook needs some nanoseconds more, and perhaps the mutex.
+  for (int spin = 0;;) {
+    Sharer* sharer = write_hook::sharer_of(storage);
+    if (sharer != nullptr) {
+      if (!registry().claimed(*sharer) || sharer->claimant == std::this_thread::get_id()) return sharer;
+      wait_for_claims(lock);
+    } else {
+      if (write_hook::readiness(storage) != write_hook::Readiness::busy || ++spin == 1000) return nullptr;
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
   }
-  return Reason::hook;
 }
 
 c10::intrusive_ptr<c10::StorageImpl> storage_for(Sharer& sharer, c10::Allocator* allocator) {
@@ -114,14 +123,10 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
 
   auto& state = registry();
   std::unique_lock lock(state.mutex);
-  Sharer* origin = write_hook::sharer_of(source);
-  while (origin != nullptr && state.claimed(*origin)) {
-    if (origin->claimant == std::this_thread::get_id()) {  // an allocator that calls back
-      reason = Reason::writing;
-      return {};
-    }
-    wait_for_claims(lock);
-    origin = write_hook::sharer_of(source);
+  Sharer* origin = settled_sharer(source, lock);
+  if (origin != nullptr && state.claimed(*origin)) {  // by this thread: an allocator that calls back
+    reason = Reason::writing;
+    return {};
   }
   const auto* call = origin != nullptr && origin->block->on_probation() ? origin->block->probation->call : this;
   const bool adopts = call == nullptr && origin->block->sharer_count == 1;
@@ -130,7 +135,8 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
     return {};
   }
   const bool fresh = origin == nullptr;
-  // Asked before as well: on torch 2.11 and 2.12 arming under a running writer can make torch throw there.
+  // Asked before as well: on torch 2.11 and 2.12 arming memory of a device under a running writer can make torch throw
+  // there.
   if (fresh) reason = being_written(source) ? Reason::writing : obstacle(source);
   if (reason == Reason::none && offset + bytes > source.nbytes()) reason = Reason::writing;  // resized while we waited
   if (reason != Reason::none) return {};

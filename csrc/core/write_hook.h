@@ -22,7 +22,7 @@ namespace torchcow::write_hook {
 /// Which implementation was built.
 extern const char* const name;
 
-/// Do two threads that ask one storage for a mutable pointer at once break torch itself?
+/// Can two threads that ask one storage for a mutable pointer at once make torch itself throw?
 extern const bool racing_readers_break;
 
 /// Once, before the first storage is armed.
@@ -35,8 +35,9 @@ Sharer* sharer_of(const c10::StorageImpl& storage) noexcept;
 /// A hint that needs no lock, and never misses a sharer: it may say yes while the storage is being reseated.
 bool looks_armed(const c10::StorageImpl& storage) noexcept;
 
-/// A thread came through the hook, and another one was first. Call with the registry's mutex held.
-void came_late(c10::StorageImpl& storage);
+/// A writer found no sharer: another thread was first, or nobody was needed. `from_hook`: it came through the
+/// hook, and torch has not finished there. Call with the registry's mutex held.
+void came_late(c10::StorageImpl& storage, bool from_hook);
 
 /// May the storage be armed? Not while another thread is on its way out of the hook (then: try again),
 /// and never when somebody else's hook sits there.
@@ -53,10 +54,11 @@ void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noex
 /// The allocator that the storage would use if it were not armed.
 c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept;
 
-/// The deleter and context below a DataPtr that this hook has wrapped; the identity for all others.
-c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept;
+/// The deleter of the storage's memory, whatever this hook has put around it.
+c10::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) noexcept;
 
-/// Drops sharers whose storages have left without a call (2.11 and 2.12 do not always tell).
+/// Drops sharers whose storages have left without a call, and the memory of such storages (2.11 and 2.12 do not
+/// always tell).
 void sweep();
 
 /// Called by the implementations. The sharer's storage is gone, or has other memory now.

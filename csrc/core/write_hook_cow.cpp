@@ -1,37 +1,57 @@
 #include "materialize.h"
 #include "registry.h"
+#include "retire.h"
 #include "write_hook.h"
 
 #include <c10/core/impl/COW.h>
 #include <c10/core/impl/COWDeleter.h>
-#include <c10/util/Exception.h>
 
-#include <thread>
+#include <atomic>
+#include <shared_mutex>
 #include <typeinfo>
 #include <unordered_map>
+#include <vector>
 
 /// The write hook on torch 2.11 and 2.12.
 ///
 /// These have no hook of their own. But a storage whose DataPtr has torch's `cow_deleter` asks its
 /// *allocator* for new memory before it hands out a mutable pointer:
 ///
-///   mutable_data() -> materialize_cow_storage() -> context->decrement_refcount()
-///                  -> storage.allocator()->clone(data, nbytes): allocate(nbytes), copy_data(...)
-///                  -> the storage's DataPtr is exchanged, and the old context forgotten
+///   a. mutable_data() sees that the storage's flag is set and that its deleter is `cow_deleter`;
+///   b. materialize_cow_storage() throws unless that is still so, and reads the context;
+///   c. context->decrement_refcount() takes the context's mutex, shared;
+///   d. storage.allocator()->clone() calls allocate(), then copy_data();
+///   e. what allocate() returned goes into the storage; what the storage held is forgotten, not freed;
+///   f. the context's mutex is given back.
 ///
-/// So an armed storage gets a context (a COWDeleterContext whose count never runs out) and an allocator
-/// of ours, both in a `Hook`. `Hook::allocate` materializes, and returns the memory.
+/// So an armed storage has `cow_deleter`, a context, and an allocator of ours, which live in a `Hook`.
+/// `Hook::allocate` materializes. Threads may be at any of these steps at once:
 ///
-///   1. The allocator stays on the storage after the first write, and forwards: a thread that read
-///      `storage.allocator()` just before must find it alive. The Hook dies with its storage.
-///   2. `cow_deleter` tells nobody that a storage died. An armed storage therefore gets the virtual
-///      table of `HookedStorage`, whose destructor does.
-///   3. A storage that is resized forgets its context without a word. `sharer_of` sees that the DataPtr
+///   1. A storage has one context, whose count never runs out, from its first arming until it dies. Whoever
+///      has seen it in (b) finds it valid in (c), and comes to `allocate`.
+///   2. `allocate` answers with what the storage holds already, so (e) replaces it by itself. It makes no
+///      difference how many threads do that, and in which order. (The x86 builds of 2.11 and 2.12 store new
+///      parts over the old ones; the null that the source puts in between is optimized away.)
+///   3. That holds as long as what the storage holds does not change between (d) and (e). Only a storage
+///      that is armed changes, and a thread between (c) and (f) keeps it from being armed: it has the mutex,
+///      and `readiness` says busy. A thread before (c) comes to `allocate` later, and finds it armed.
+///   4. (b) throws in a thread that was there when the deleter changed. So it does not change while other
+///      threads may be about (`alone`): a storage that was materialized *lingers*, with the same context,
+///      which owns its memory now. Its flag is cleared, so that (a) costs nothing; (e) sets the flag again,
+///      and the next operator that writes the storage, or the next clone, clears it, or ends the lingering.
+///   5. Memory of a device does not linger, as the device's allocator knows it by its deleter only. There
+///      (b) throws in a thread that is between (a) and (b), some nanoseconds, at the moment in which
+///      another one materializes. Nothing has happened then, and asking again is right. The same goes for
+///      a thread that `alone` does not see, as it never ran Python.
+///   6. `allocate` is also called by a resize, which frees what the storage held. Only (c) gives up a
+///      reference before it asks for memory: `gave_up` counts them.
+///   7. `cow_deleter` tells nobody that a storage died. A storage that was armed therefore gets the
+///      virtual table of `HookedStorage`, whose destructor does. The Hook dies with its storage.
+///   8. A storage that is resized forgets its context without a word. `sharer_of` sees that the DataPtr
 ///      is no longer ours, and `sweep` looks for such storages.
 ///      Moving a storage to shared memory also takes our allocator off it, so hooks are found by storage.
-///   4. Two threads inside of `clone` at once: each would exchange the DataPtr. `allocate` lets the second
-///      go on only when the first has finished, and hands it the same memory under another context
-///      (`Handle`), so that what torch forgets and what it keeps are different things.
+///
+/// The registry's mutex guards all Hooks, and each change of a DataPtr but (e).
 
 namespace torchcow::write_hook {
 
@@ -42,26 +62,30 @@ namespace {
 
 using Context = c10::impl::cow::COWDeleterContext;
 using Count = std::atomic<std::int64_t>;
+using Memory = std::unique_ptr<void, c10::DeleterFnPtr>;
 
 /// Naming a private member in an explicit instantiation is legal C++.
-template <auto Member>
+template <auto Data, auto Refcount, auto Mutex, auto Flag>
 struct Expose {
-  friend Count& count_of(Context& context) { return context.*Member; }
+  friend Memory& memory_of(Context& context) { return context.*Data; }
+  friend Count& count_of(Context& context) { return context.*Refcount; }
+  friend std::shared_mutex& mutex_of(Context& context) { return context.*Mutex; }
+  friend bool& flag_of(c10::StorageImpl& storage) { return storage.*Flag; }
 };
+Memory& memory_of(Context& context);
 Count& count_of(Context& context);
-template struct Expose<&Context::refcount_>;
+std::shared_mutex& mutex_of(Context& context);
+bool& flag_of(c10::StorageImpl& storage);
+template struct Expose<&Context::data_, &Context::refcount_, &Context::mutex_,
+                       &c10::StorageImpl::has_mutable_data_ptr_check_>;
 
+/// What the Hook itself holds of its context's count; each DataPtr adds one.
 constexpr std::int64_t endless = std::int64_t{1} << 40;
 
-/// The same memory under a further context: owns the DataPtr that torch has forgotten.
-struct Handle {
-  c10::DataPtr inner;
-};
-
-void delete_handle(void* handle) { delete static_cast<Handle*>(handle); }
+/// What this thread's `allocate` has answered: `copy_data` follows, and must leave it alone.
+thread_local const void* answered = nullptr;
 
 class Hook;
-std::mutex hooks_mutex;
 using Hooks = std::unordered_map<const c10::StorageImpl*, Hook*>;
 Hooks& all_hooks() {
   static auto* hooks = new Hooks();
@@ -70,172 +94,213 @@ Hooks& all_hooks() {
 
 class Hook final : public c10::Allocator {
  public:
-  Hook(c10::StorageImpl& storage, c10::Allocator* original) : storage_(storage), original_(original) {
-    std::lock_guard lock(hooks_mutex);
+  Hook(c10::StorageImpl& storage, c10::Allocator* original)
+      : storage_(storage), original_(original), context_(new Context(Memory(nullptr, &c10::detail::deleteNothing))) {
+    count_of(*context_) = endless;
     all_hooks()[&storage] = this;
   }
 
+  /// Whoever took a DataPtr out of the storage keeps the context, and its memory, as torch's own would be.
   ~Hook() override {
-    std::lock_guard lock(hooks_mutex);
-    all_hooks().erase(&storage_);
+    {
+      std::lock_guard lock(registry().mutex);
+      all_hooks().erase(&storage_);
+    }
+    count_of(*context_) -= endless - 1;
+    c10::impl::cow::cow_deleter(context_);
   }
 
-  c10::DataPtr allocate(std::size_t bytes) override;
+  c10::DataPtr allocate(std::size_t bytes) override {
+    {
+      std::unique_lock lock(registry().mutex);
+      if (!gave_up()) {
+        lock.unlock();
+        return original_->allocate(bytes);
+      }
+      if (sharer() == nullptr) return answer();
+    }
+    first_write(&storage_);
+    std::lock_guard lock(registry().mutex);
+    return answer();
+  }
 
   bool is_simple_data_ptr(const c10::DataPtr& data) const override { return original_->is_simple_data_ptr(data); }
   c10::DeleterFnPtr raw_deleter() const override { return original_->raw_deleter(); }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
-    // After `allocate` has materialized there is nothing left to copy.
-    if (to != last_.data) original_->copy_data(to, from, bytes);
+    if (std::exchange(answered, nullptr) != to) original_->copy_data(to, from, bytes);
   }
 
-  [[nodiscard]] bool armed() const {
-    const auto& data = storage_._mutable_data_ptr_no_checks();
-    return context_ != nullptr && data.get_context() == context_ && data.get_deleter() == &c10::impl::cow::cow_deleter;
-  }
-
-  [[nodiscard]] Sharer* sharer() const { return armed() ? sharer_ : nullptr; }
+  [[nodiscard]] Sharer* sharer() const { return ours() ? sharer_ : nullptr; }
   [[nodiscard]] c10::Allocator* original() const { return original_; }
+  [[nodiscard]] bool serves(const c10::StorageImpl& storage) const { return &storage == &storage_; }
+  [[nodiscard]] c10::DeleterFnPtr deleter() const {
+    return lingers() ? memory_of(*context_).get_deleter() : storage_._mutable_data_ptr_no_checks().get_deleter();
+  }
+
+  /// A storage that has left is occupied until `sweep` (8).
+  [[nodiscard]] Readiness readiness() const {
+    if (!ours() && (sharer_ != nullptr || memory_of(*context_))) return Readiness::occupied;
+    return quiet() ? Readiness::ready : Readiness::busy;
+  }
 
   c10::DataPtr arm(Sharer& sharer) {
-    // Nothing of an earlier arming is in use: `readiness` saw that all exchanges are over.
-    if (context_ == nullptr) {
-      context_ = new Context(std::unique_ptr<void, c10::DeleterFnPtr>(
-          nullptr, +[](void*) {}));
-    }
-    count_of(*context_) = endless;
-    sharer_ = &sharer;
-    last_ = {};
-    c10::DataPtr old = std::move(storage_._mutable_data_ptr_no_checks());
-    storage_.set_data_ptr_noswap(
-        c10::DataPtr(const_cast<void*>(sharer.data()), context_, &c10::impl::cow::cow_deleter, sharer.block->device()));
-    return unwrap(std::move(old));
-  }
-
-  void reseat(c10::DataPtr memory, bool from_hook) {
-    sharer_ = nullptr;
-    if (from_hook) {
-      handed_over_ = std::move(memory);
+    c10::DataPtr old;
+    if (lingers()) {
+      old = take_memory();
+      set_flag(true);
     } else {
-      storage_._mutable_data_ptr_no_checks().release_context();
-      storage_.set_data_ptr_noswap(std::move(memory));
+      old = std::move(storage_._mutable_data_ptr_no_checks());
+      storage_.set_data_ptr_noswap(reference(const_cast<void*>(sharer.data()), sharer.block->device()));
     }
+    sharer_ = &sharer;
+    return old;
   }
 
-  /// The storage has left its block without telling (3), or dies (2).
-  Sharer* forget() { return std::exchange(sharer_, nullptr); }
-  [[nodiscard]] bool left() const { return sharer_ != nullptr && !armed() && !exchanging(); }
-  /// Is torch between our return and the exchange? The DataPtr is still torch's copy-on-write one, or has the
-  /// new address already; after a resize it is neither.
-  [[nodiscard]] bool exchanging() const {
-    const auto& data = storage_._mutable_data_ptr_no_checks();
-    return last_.data != nullptr && !arrived() &&
-           (data.get_deleter() == &c10::impl::cow::cow_deleter || data.get() == last_.data);
-  }
-
-  /// The block's memory, whatever contexts racing threads have put around it.
-  static c10::DataPtr unwrap(c10::DataPtr data) {
-    while (data.get_deleter() == &delete_handle) {
-      auto* handle = static_cast<Handle*>(data.release_context());
-      data = std::move(handle->inner);
-      delete handle;
+  void reseat(c10::DataPtr memory) {
+    sharer_ = nullptr;
+    if (!ours()) return;  // resized by another thread meanwhile
+    const bool simple = memory.get() == memory.get_context() && memory.device().is_cpu();
+    if (!simple || alone()) {
+      leave_context(std::move(memory));
+      return;
     }
-    return data;
+    storage_.set_data_ptr_noswap(reference(memory.get(), memory.device()));
+    const auto deleter = memory.get_deleter();
+    memory_of(*context_) = Memory(memory.release_context(), deleter);
+    set_flag(false);
   }
 
-  void free_context() {
-    // The storage's DataPtr is gone; the count is ours alone.
-    if (context_ == nullptr) return;
-    count_of(*context_) = 1;
-    c10::impl::cow::cow_deleter(context_);
-    context_ = nullptr;
+  /// Ends what lingering costs, and the lingering itself if nobody else can be about (4).
+  void settle() {
+    if (!lingers() || !quiet()) return;
+    set_flag(false);
+    if (alone()) leave_context(take_memory());
+  }
+
+  /// The storage dies.
+  Sharer* close() {
+    closed_ = true;
+    return std::exchange(sharer_, nullptr);
+  }
+
+  /// The memory of a storage that has given up its DataPtr, unless somebody took that over.
+  c10::DataPtr abandoned_memory() {
+    const bool abandoned = !ours() && count_of(*context_) == endless && quiet();
+    return abandoned ? take_memory() : c10::DataPtr();
+  }
+
+  void sweep(std::vector<Sharer*>& gone, std::vector<c10::DataPtr>& garbage) {
+    if (closed_) return;
+    if (ours()) {
+      settle();
+      return;
+    }
+    if (sharer_ != nullptr) gone.push_back(std::exchange(sharer_, nullptr));
+    garbage.push_back(abandoned_memory());
   }
 
  private:
-  struct Parts {
-    void* data = nullptr;
-    void* context = nullptr;
-    c10::DeleterFnPtr deleter = nullptr;
-  };
-
-  [[nodiscard]] bool arrived() const {
+  [[nodiscard]] bool ours() const {
     const auto& data = storage_._mutable_data_ptr_no_checks();
-    return data.get() == last_.data && data.get_context() == last_.context && data.get_deleter() == last_.deleter;
+    return data.get_context() == context_ && data.get_deleter() == &c10::impl::cow::cow_deleter;
+  }
+  [[nodiscard]] bool lingers() const { return sharer_ == nullptr && memory_of(*context_) && ours(); }
+
+  /// Is no thread between (c) and (f)?
+  [[nodiscard]] bool quiet() const {
+    const std::unique_lock lock(mutex_of(*context_), std::try_to_lock);
+    return lock.owns_lock();
   }
 
-  c10::DataPtr first_exchange() {
-    c10::DataPtr memory = std::move(handed_over_);
-    last_ = {memory.get(), memory.get_context(), memory.get_deleter()};
-    return memory;
+  void set_flag(bool on) {
+    // Release: whoever sees it cleared sees the new address.
+    std::atomic_ref(flag_of(storage_)).store(on, std::memory_order_release);
   }
 
-  c10::DataPtr late_exchange(std::size_t bytes) {
-    std::lock_guard one_at_a_time(exchange_);
-    for (int spin = 0; exchanging(); ++spin) {
-      if (spin > 1 << 20) return original_->allocate(bytes);  // the storage was resized meanwhile
-      std::this_thread::yield();
+  c10::DataPtr take_memory() {
+    auto& memory = memory_of(*context_);
+    const auto deleter = memory.get_deleter();
+    auto* address = memory.release();
+    return {address, address, deleter, c10::DeviceType::CPU};
+  }
+
+  c10::DataPtr reference(void* address, c10::Device device) {
+    ++count_of(*context_);
+    return {address, context_, &c10::impl::cow::cow_deleter, device};
+  }
+
+  /// Has torch given up the reference of a DataPtr that the storage still holds? Takes it back (6).
+  bool gave_up() {
+    auto& count = count_of(*context_);
+    const auto whole = endless + (ours() ? 1 : 0);
+    auto now = count.load();
+    while (now < whole) {
+      if (count.compare_exchange_weak(now, now + 1)) return true;
     }
-    // torch forgets the context that the storage has now, and keeps the new one, which owns it.
+    return false;
+  }
+
+  [[nodiscard]] c10::DataPtr answer() const {
+    const auto& data = storage_._mutable_data_ptr_no_checks();
+    answered = data.get();
+    return {data.get(), data.get_context(), data.get_deleter(), data.device()};
+  }
+
+  void leave_context(c10::DataPtr memory) {
     auto& data = storage_._mutable_data_ptr_no_checks();
-    auto* handle = new Handle{c10::DataPtr(data.get(), data.get_context(), data.get_deleter(), data.device())};
-    last_ = {data.get(), handle, &delete_handle};
-    return c10::DataPtr(data.get(), handle, &delete_handle, data.device());
+    // The deleter first: in (b) nobody may take another context for ours (5).
+    if (data.compare_exchange_deleter(&c10::impl::cow::cow_deleter, memory.get_deleter())) {
+      std::atomic_thread_fence(std::memory_order_release);
+      static_cast<void>(data.release_context());
+      --count_of(*context_);
+    }
+    storage_.set_data_ptr_noswap(std::move(memory));
   }
 
   c10::StorageImpl& storage_;
   c10::Allocator* original_;
-  Context* context_ = nullptr;
+  Context* context_;  ///< owns the memory of a storage that lingers
   Sharer* sharer_ = nullptr;
-  c10::DataPtr handed_over_;
-  Parts last_;  ///< what the last exchange puts into the storage
-  std::mutex exchange_;
+  bool closed_ = false;
 };
-
-/// Set while this thread is below `Allocator::clone`; `allocate` alone cannot tell it from a resize, but
-/// a resize asks for another number of bytes, or reads the old bytes itself, and both are served.
-c10::DataPtr Hook::allocate(std::size_t bytes) {
-  if (bytes != storage_.nbytes()) return original_->allocate(bytes);
-  if (first_write(&storage_)) return first_exchange();
-  if (last_.data != nullptr && (exchanging() || storage_._mutable_data_ptr_no_checks().get() == last_.data)) {
-    return late_exchange(bytes);
-  }
-  return original_->allocate(bytes);
-}
 
 /// The hook of a storage that has one: usually its allocator.
 Hook* find_hook(c10::StorageImpl& storage) {
   auto* allocator = storage.allocator();
-  if (allocator != nullptr && typeid(*allocator) == typeid(Hook)) return static_cast<Hook*>(allocator);
-  std::lock_guard lock(hooks_mutex);
+  if (allocator != nullptr && typeid(*allocator) == typeid(Hook)) {
+    auto* hook = static_cast<Hook*>(allocator);
+    if (hook->serves(storage)) return hook;
+  }
   return all_hooks().at(&storage);
 }
 
-/// What a StorageImpl becomes when it is armed; adds no members, so that the memory fits (2).
+/// What a StorageImpl becomes when it is armed; adds no members, so that the memory fits (7).
 class HookedStorage final : public c10::StorageImpl {
  public:
   using c10::StorageImpl::StorageImpl;
   ~HookedStorage() override {
-    leave_block();
-    auto* hook = find_hook(*this);
+    auto* hook = leave_block();
     if (allocator() == hook) set_allocator(hook->original());
     _mutable_data_ptr_no_checks().clear();
-    hook->free_context();
     delete hook;
   }
   void release_resources() override {
-    leave_block();
+    auto* hook = leave_block();
     c10::StorageImpl::release_resources();
+    hook->abandoned_memory().clear();
   }
 
  private:
-  void leave_block() {
-    auto* hook = find_hook(*this);
+  Hook* leave_block() {
+    Hook* hook = nullptr;
     Sharer* sharer = nullptr;
     {
       const std::lock_guard lock(registry().mutex);  // `sweep` forgets too
-      sharer = hook->forget();
+      hook = find_hook(*this);
+      sharer = hook->close();
     }
     if (sharer != nullptr) dropped(sharer);
+    return hook;
   }
 };
 
@@ -269,17 +334,18 @@ Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
 }
 
 bool looks_armed(const c10::StorageImpl& storage) noexcept {
-  const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
-  return data.get_deleter() == &c10::impl::cow::cow_deleter && hook_of(storage) != nullptr;
+  auto& mutable_storage = const_cast<c10::StorageImpl&>(storage);
+  return std::atomic_ref(flag_of(mutable_storage)).load(std::memory_order_acquire) &&
+         table_of(mutable_storage) == hooked_table();
 }
 
-void came_late(c10::StorageImpl&) {}
+void came_late(c10::StorageImpl& storage, bool from_hook) {
+  if (from_hook) return;
+  if (auto* hook = hook_of(storage)) hook->settle();
+}
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {
-  if (auto* hook = hook_of(storage)) {
-    if (hook->exchanging()) return Readiness::busy;
-    return hook->left() ? Readiness::occupied : Readiness::ready;
-  }
+  if (const auto* hook = hook_of(storage)) return hook->readiness();
   return typeid(storage) == typeid(c10::StorageImpl) ? Readiness::ready : Readiness::occupied;
 }
 
@@ -293,8 +359,8 @@ c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   return hook->arm(sharer);
 }
 
-void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noexcept {
-  hook_of(storage)->reseat(std::move(memory), from_hook);
+void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool) noexcept {
+  hook_of(storage)->reseat(std::move(memory));
 }
 
 c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {
@@ -302,20 +368,18 @@ c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {
   return hook != nullptr ? hook->original() : const_cast<c10::Allocator*>(storage.allocator());
 }
 
-c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept {
-  const auto* inner = &data;
-  while (inner->get_deleter() == &delete_handle) inner = &static_cast<Handle*>(inner->get_context())->inner;
-  return inner->get_deleter();
+c10::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) noexcept {
+  const auto* hook = hook_of(storage);
+  return hook != nullptr ? hook->deleter()
+                         : const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
 }
 
 void sweep() {
   std::vector<Sharer*> gone;
+  std::vector<c10::DataPtr> garbage;
   {
-    std::lock_guard state(registry().mutex);
-    std::lock_guard lock(hooks_mutex);  // always the inner one
-    for (const auto& [storage, hook] : all_hooks()) {
-      if (hook->left()) gone.push_back(hook->forget());
-    }
+    std::lock_guard lock(registry().mutex);
+    for (const auto& [storage, hook] : all_hooks()) hook->sweep(gone, garbage);
   }
   for (auto* sharer : gone) dropped(sharer);
 }

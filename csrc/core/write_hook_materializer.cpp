@@ -21,7 +21,7 @@ void on_drop(void* context) {
 
 /// Storages whose hook may still be cleared by a thread that came second to a first write. torch clears
 /// the hook after the call returned: if the storage were armed again in between, that clear would
-/// remove the new hook. They are not armed again.
+/// remove the new hook. They are not armed again, as nothing tells when that thread is through.
 std::vector<WeakStorage>& late_clears() {
   static auto* list = new std::vector<WeakStorage>();
   return *list;
@@ -43,17 +43,18 @@ bool looks_armed(const c10::StorageImpl& storage) noexcept {
   return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter() == &on_drop;
 }
 
-void came_late(c10::StorageImpl& storage) {
+void came_late(c10::StorageImpl& storage, bool from_hook) {
+  if (!from_hook) return;
   late_clears().push_back(WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)));
 }
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {
   auto& late = late_clears();
   if (!late.empty()) {
+    std::erase_if(late, [](const WeakStorage& entry) { return entry.use_count() == 0; });
     for (auto& entry : late) {
       if (entry._unsafe_get_target() == &storage) return Readiness::occupied;
     }
-    std::erase_if(late, [](const WeakStorage& entry) { return entry.use_count() == 0; });
   }
   return storage.has_materializer() ? Readiness::busy : Readiness::ready;
 }
@@ -78,7 +79,9 @@ c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {
   return const_cast<c10::Allocator*>(storage.allocator());
 }
 
-c10::DeleterFnPtr deleter_of(const c10::DataPtr& data) noexcept { return data.get_deleter(); }
+c10::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) noexcept {
+  return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter();
+}
 
 void sweep() {}
 

@@ -6,10 +6,7 @@
 #include "core/materialize.h"
 #include "core/retire.h"
 #include "core/verify.h"
-#include "core/write_hook.h"
 #include "family.h"
-
-#include "write_hook.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/_foreach_add.h>
@@ -201,8 +198,6 @@ TEST_F(Races, ReadersNeverSeeFreedMemory) {
 // A clone is taken while an operator writes: it is whole, before or after, or it is refused.
 // Broken by: `being_written` that is always false, or asked before the storage is armed.
 TEST_F(Races, CloneWhileWriting) {
-  // torch's own copy-on-write code fails when two threads are inside of it for one storage.
-  if (write_hook::racing_readers_break) GTEST_SKIP() << "torch 2.11 and 2.12 cannot do this safely";
   const auto source = at::full({20000}, 1.0F);
   std::atomic<bool> done{false};
   int taken = 0;

@@ -5,14 +5,22 @@
 
 #include "core/materialize.h"
 #include "core/registry.h"
+#include "core/retire.h"
 #include "family.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <atomic>
 #include <chrono>
 #include <thread>
+
+namespace at::native {
+// Its header brings `at::clone` with it.
+TORCH_API void resize_bytes_cpu(c10::StorageImpl* storage, std::size_t bytes);
+}  // namespace at::native
 
 namespace {
 
@@ -21,29 +29,37 @@ using namespace torchcow::testing;
 
 using Lines = std::vector<std::string>;
 
-/// A mutable pointer that several threads ask for at once. On torch 2.11 and 2.12 the loser of the race may get an
-/// error from torch instead of memory (write_hook::racing_readers_break): never other memory, and the next try
-/// succeeds.
-float* pointer_in_a_race(c10::StorageImpl& storage) {
-  for (;;) {
-    try {
-      return static_cast<float*>(storage.mutable_data());
-    } catch (const c10::Error&) {
-      if (!write_hook::racing_readers_break) throw;
-    }
-  }
-}
-
-class WriteHook : public EngineTest {
+/// Each test runs without and with other threads that might be inside of an operator: what a first write leaves behind
+/// differs on torch 2.11 and 2.12.
+class WriteHook : public EngineTest, public ::testing::WithParamInterface<bool> {
  protected:
   void SetUp() override {
     EngineTest::SetUp();
     RecordProperty("write_hook", write_hook::name);
+    if (GetParam()) set_other_threads_probe([] { return true; });
+  }
+  void TearDown() override {
+    set_other_threads_probe([] { return false; });
+    EngineTest::TearDown();
   }
 };
 
+INSTANTIATE_TEST_SUITE_P(Alone, WriteHook, ::testing::Values(false));
+INSTANTIATE_TEST_SUITE_P(Accompanied, WriteHook, ::testing::Values(true));
+
+/// What CPU tensors take, from its construction on.
+class Meter final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, std::int64_t bytes, std::size_t, std::size_t, c10::Device) override { held_ += bytes; }
+  [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
+  [[nodiscard]] std::int64_t held() const { return held_; }
+
+ private:
+  std::int64_t held_ = 0;
+};
+
 // Broken by: no `set_materializer`, or no hooked allocator: the write goes into the block.
-TEST_F(WriteHook, ARawPointerMaterializes) {
+TEST_P(WriteHook, ARawPointerMaterializes) {
   const auto source = numbers(100);
   const auto expected = deep_copy(source);
   const auto copy = clone(source);
@@ -55,7 +71,7 @@ TEST_F(WriteHook, ARawPointerMaterializes) {
 }
 
 // Broken by: a hook on clones only.
-TEST_F(WriteHook, TheSourceIsArmedToo) {
+TEST_P(WriteHook, TheSourceIsArmedToo) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   static_cast<float*>(source.mutable_data_ptr())[7] = -1;
@@ -64,7 +80,7 @@ TEST_F(WriteHook, TheSourceIsArmedToo) {
 }
 
 // Broken by: a hook that answers const requests.
-TEST_F(WriteHook, ConstPointersDoNot) {
+TEST_P(WriteHook, ConstPointersDoNot) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   EXPECT_EQ(storage_impl(copy).data(), source.const_data_ptr());
@@ -74,7 +90,7 @@ TEST_F(WriteHook, ConstPointersDoNot) {
 }
 
 // Broken by: a hook that stays armed after a steal (it would materialize a second time).
-TEST_F(WriteHook, TheLastSharerStealsThroughThePointer) {
+TEST_P(WriteHook, TheLastSharerStealsThroughThePointer) {
   auto source = numbers(100);
   const auto* address = source.const_data_ptr();
   const auto copy = clone(source);
@@ -85,7 +101,7 @@ TEST_F(WriteHook, TheLastSharerStealsThroughThePointer) {
 }
 
 // Broken by: an exception that leaves the storage disarmed (the retry would write into the block).
-TEST_F(WriteHook, StaysArmedWhenMemoryRunsOut) {
+TEST_P(WriteHook, StaysArmedWhenMemoryRunsOut) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   for (int i = 0; i < 3; ++i) {
@@ -99,7 +115,7 @@ TEST_F(WriteHook, StaysArmedWhenMemoryRunsOut) {
 }
 
 // Broken by: `sharer_of` that goes by the hook and not by the DataPtr; a leak of the sharer (no `clear_materializer`).
-TEST_F(WriteHook, ResizedToZeroAndGrownAgain) {
+TEST_P(WriteHook, ResizedToZeroAndGrownAgain) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   copy.unsafeGetTensorImpl()->set_sizes_contiguous({0});
@@ -115,7 +131,7 @@ TEST_F(WriteHook, ResizedToZeroAndGrownAgain) {
 }
 
 // Broken by: `grows` that is always false, with a growth that writes into the block.
-TEST_F(WriteHook, Growth) {
+TEST_P(WriteHook, Growth) {
   for (const bool of_the_source : {false, true}) {
     const auto source = numbers(100);
     const auto copy = clone(source);
@@ -133,7 +149,7 @@ TEST_F(WriteHook, Growth) {
 }
 
 // Broken by: `grows` that is always true (shrinking would copy for nothing).
-TEST_F(WriteHook, ShrinkingKeepsSharing) {
+TEST_P(WriteHook, ShrinkingKeepsSharing) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   copy.resize_({50});
@@ -145,7 +161,7 @@ TEST_F(WriteHook, ShrinkingKeepsSharing) {
 }
 
 // Broken by: a hook that survives `set_data_ptr`, and materializes memory that is the storage's own.
-TEST_F(WriteHook, OtherMemoryIsPutIn) {
+TEST_P(WriteHook, OtherMemoryIsPutIn) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   auto memory = c10::GetCPUAllocator()->allocate(400);
@@ -161,7 +177,7 @@ TEST_F(WriteHook, OtherMemoryIsPutIn) {
 }
 
 // Broken by: `release_resources` that is not noticed (a weak reference keeps the struct, not the memory).
-TEST_F(WriteHook, AStorageDiesWhileWeaklyReferenced) {
+TEST_P(WriteHook, AStorageDiesWhileWeaklyReferenced) {
   const auto source = numbers(100);
   auto copy = clone(source);
   const c10::weak_intrusive_ptr<c10::StorageImpl> weak(
@@ -172,7 +188,7 @@ TEST_F(WriteHook, AStorageDiesWhileWeaklyReferenced) {
 }
 
 // Broken by: `arm` that cannot be done twice on one storage; contexts that are freed twice.
-TEST_F(WriteHook, ArmedAgainAndAgain) {
+TEST_P(WriteHook, ArmedAgainAndAgain) {
   const auto source = numbers(100);
   for (int i = 0; i < 5; ++i) {
     const auto copy = clone(source);
@@ -184,7 +200,7 @@ TEST_F(WriteHook, ArmedAgainAndAgain) {
 }
 
 // Broken by: a hook that stays behind when the storage was written by an operator, or has other memory.
-TEST_F(WriteHook, WhatWasWrittenOrResizedIsSharedAgain) {
+TEST_P(WriteHook, WhatWasWrittenOrResizedIsSharedAgain) {
   const auto source = numbers(100);
   const auto written = clone(source);
   written.add_(1);
@@ -199,7 +215,7 @@ TEST_F(WriteHook, WhatWasWrittenOrResizedIsSharedAgain) {
 }
 
 // Broken by: `deleter_of` that does not look below the hook's own wrapping: what was stolen would be foreign memory.
-TEST_F(WriteHook, StolenMemoryIsSharedAgain) {
+TEST_P(WriteHook, StolenMemoryIsSharedAgain) {
   auto source = numbers(100);
   for (int i = 0; i < 3; ++i) {
     const auto copy = clone(source);
@@ -210,12 +226,90 @@ TEST_F(WriteHook, StolenMemoryIsSharedAgain) {
   }
 }
 
+// A resize allocates for itself, and frees what the storage held.
+// Broken by: `gave_up` that goes by the number of bytes (the storage is handed the memory that the resize then frees).
+TEST_P(WriteHook, ResizedToTheSameSize) {
+  for (const bool of_the_source : {false, true}) {
+    for (const bool written : {false, true}) {
+      const auto source = numbers(100);
+      const auto copy = clone(source);
+      const auto& resized = of_the_source ? source : copy;
+      const auto& other = of_the_source ? copy : source;
+      if (written) storage_impl(resized).mutable_data();
+      const auto* before = resized.const_data_ptr();
+      at::native::resize_bytes_cpu(&storage_impl(resized), 400);
+      EXPECT_NE(resized.const_data_ptr(), before);
+      EXPECT_FALSE(shared(resized));
+      EXPECT_TRUE(same_bits(resized, numbers(100)));
+      resized.fill_(1);
+      EXPECT_EQ(resized.sum().item<float>(), 100);
+      EXPECT_TRUE(same_bits(other, numbers(100)));
+      EXPECT_EQ(totals().sharers, 1U);
+      EXPECT_EQ(refusal(resized), Reason::none);
+    }
+  }
+}
+
+// Broken by: a hook that takes the memory of its storage with it (the holder reads freed memory, or torch throws).
+TEST_P(WriteHook, MemoryIsTakenOutAndOutlivesTheStorage) {
+  const auto source = numbers(100);
+  for (const bool written : {false, true}) {
+    auto copy = clone(source);
+    if (written) storage_impl(copy).mutable_data();
+    auto taken = storage_impl(copy).set_data_ptr(c10::GetCPUAllocator()->allocate(400));
+    EXPECT_EQ(totals().sharers, 1U);
+    copy.reset();
+    const auto holder = at::zeros({100});
+    storage_impl(holder).set_data_ptr_noswap(std::move(taken));
+    EXPECT_TRUE(same_bits(holder, source));
+    storage_impl(holder).mutable_data();
+    EXPECT_TRUE(same_bits(holder, source));
+    holder.fill_(1);
+    EXPECT_TRUE(same_bits(source, numbers(100)));
+  }
+}
+
+// Broken by: `sweep` and `release_resources` that leave the memory of a first write to the storage's struct.
+TEST_P(WriteHook, MemoryIsFreedWithItsStorage) {
+  const auto source = numbers(100);
+  const auto meter = std::make_shared<Meter>();
+  const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, meter);
+  for (const bool emptied : {false, true}) {
+    auto copy = clone(source);
+    storage_impl(copy).mutable_data();
+    EXPECT_EQ(meter->held(), 400);
+    const c10::weak_intrusive_ptr<c10::StorageImpl> weak(
+        copy.unsafeGetTensorImpl()->unsafe_storage().getWeakStorageImpl());
+    if (emptied) {
+      at::native::resize_bytes_cpu(&storage_impl(copy), 0);
+      EXPECT_EQ(totals().sharers, 1U);
+    } else {
+      copy.reset();
+    }
+    EXPECT_EQ(meter->held(), 0);
+  }
+}
+
+// Broken by: a first write that leaves the storage looking armed for good (each operator would take the long way).
+TEST_P(WriteHook, LooksArmedNoLongerThanUntilTheNextWrite) {
+  const auto source = numbers(100);
+  const auto by_operator = clone(source);
+  EXPECT_TRUE(write_hook::looks_armed(storage_impl(by_operator)));
+  by_operator.add_(1);
+  EXPECT_FALSE(write_hook::looks_armed(storage_impl(by_operator)));
+  const auto by_pointer = clone(source);
+  storage_impl(by_pointer).mutable_data();
+  by_pointer.add_(1);
+  EXPECT_FALSE(write_hook::looks_armed(storage_impl(by_pointer)));
+}
+
+class WriteHookRaces : public WriteHook {};
+INSTANTIATE_TEST_SUITE_P(Accompanied, WriteHookRaces, ::testing::Values(true));
+
 // Many threads ask one storage for a pointer at once: one materialization, one address. Late ones must neither see the
 // block nor take the memory of the first away, and the storage must die in peace.
 // Broken by: no second look under the lock (`claim` that does not wait); `late_exchange` that hands out fresh memory.
-TEST_F(WriteHook, LateSecondWriters) {
-  // torch's own copy-on-write code fails when two threads are inside of it for one storage.
-  if (write_hook::racing_readers_break) GTEST_SKIP() << "torch 2.11 and 2.12 cannot do this safely";
+TEST_P(WriteHookRaces, LateSecondWriters) {
   for (int round = 0; round < 200; ++round) {
     const auto source = numbers(1000);
     const auto copy = clone(source);
@@ -226,9 +320,8 @@ TEST_F(WriteHook, LateSecondWriters) {
     for (int i = 0; i < count; ++i) {
       threads.emplace_back([&, i] {
         --gate;
-        while (gate > 0) {
-        }
-        auto* data = pointer_in_a_race(storage_impl(copy));
+        while (gate > 0) std::this_thread::yield();
+        auto* data = static_cast<float*>(storage_impl(copy).mutable_data());
         data[i] = -static_cast<float>(i);
         pointers[i] = data;
       });
@@ -243,23 +336,20 @@ TEST_F(WriteHook, LateSecondWriters) {
 
 // A thread that came second leaves the hook after the first: a storage that is shared again in between must not lose
 // its new hook. Broken by: `readiness` that is always ready.
-TEST_F(WriteHook, LateSecondWriterThenClone) {
-  // torch's own copy-on-write code fails when two threads are inside of it for one storage.
-  if (write_hook::racing_readers_break) GTEST_SKIP() << "torch 2.11 and 2.12 cannot do this safely";
+TEST_P(WriteHookRaces, LateSecondWriterThenClone) {
   for (int round = 0; round < 200; ++round) {
     const auto source = numbers(1000);
     const auto copy = clone(source);
     std::atomic<int> gate{3};
     const auto start = [&] {
       --gate;
-      while (gate > 0) {
-      }
+      while (gate > 0) std::this_thread::yield();
     };
     std::vector<std::thread> threads;
     for (int i = 0; i < 2; ++i) {
       threads.emplace_back([&] {
         start();
-        pointer_in_a_race(storage_impl(copy));
+        storage_impl(copy).mutable_data();
       });
     }
     at::Tensor grandchild;
