@@ -27,10 +27,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcow
-from _oracle import SIDE, assert_same, build, difference, freeze
+from _oracle import SIDE, assert_same, attempt, build, difference, freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -731,6 +734,87 @@ def test_torch_function_sees_the_copy():
         got = str(error)[:40]
     assert want == got
     assert torch.Tensor.__deepcopy__ in TorchFunction.calls
+
+
+def instance_deepcopy(source):
+    source.__deepcopy__ = lambda memo: "of its own"
+    return source
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Parameter(matrix()), matrix], ids=["parameter", "tensor"])
+def test_a_deepcopy_method_of_the_instance_wins(make):
+    assert torchcow.clone(instance_deepcopy(make())) == "of its own" == copy.deepcopy(instance_deepcopy(make()))
+
+
+def test_a_patched_parameter_class_wins(monkeypatch):
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: "patched")
+    assert torchcow.clone([nn.Parameter(matrix())]) == ["patched"] == copy.deepcopy([nn.Parameter(matrix())])
+
+
+class Seen(TorchDispatchMode):
+    """Collects the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operators.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class SeenFunctions(TorchFunctionMode):
+    """Collects the functions that are called, but the getters of attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ != "__get__":
+            self.operators.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [Seen, SeenFunctions])
+def test_a_mode_sees_what_a_deep_copy_runs(mode):
+    seen = []
+    for run in (copy.deepcopy, torchcow.clone):
+        source = [nn.Parameter(matrix()), matrix(), nn.Linear(SIDE, SIDE)]
+        with mode() as active:
+            run(source)
+        seen.append(active.operators)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_under_a_fake_tensor_mode(allow):
+    source, results = nn.Linear(SIDE, SIDE), []
+    for run in (copy.deepcopy, torchcow.clone):
+        with FakeTensorMode(allow_non_fake_inputs=allow):
+            kind, result = attempt(run, source)
+        results.append((kind, result if kind == "raised" else type(result.weight.data)))
+    assert results[0] == results[1]
+
+
+def test_inside_a_function_transform():
+    model, kinds = nn.Linear(SIDE, SIDE), []
+    for run in (copy.deepcopy, torchcow.clone):
+
+        def loss(x, run=run):
+            inner = run(model)
+            kinds.append(torch._C._functorch.is_functorch_wrapped_tensor(inner.weight.data))
+            return inner(x).sum()
+
+        attempt(torch.func.grad(loss), matrix())
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.sharing
+def test_a_default_device_is_no_reason_to_copy():
+    source = nn.Linear(SIDE, SIDE)
+    with torch.device("cpu"):
+        assert torchcow.is_shared(torchcow.clone(source).weight)
 
 
 def test_weak_things():

@@ -5,6 +5,8 @@
 #include "write_hook.h"
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Storage.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
@@ -26,6 +28,13 @@ bool is_plain(const at::Tensor& tensor) {
          impl->key_set().has(c10::DispatchKey::Dense);
 }
 
+/// Does a mode or a function transform see each operator of this thread? What a deep copy runs is its business
+/// then: a fake tensor mode answers with fake tensors, a tracer records.
+bool watched() {
+  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
 void copied(Reason reason, std::size_t bytes, c10::Device device) {
   record({Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device});
 }
@@ -33,7 +42,7 @@ void copied(Reason reason, std::size_t bytes, c10::Device device) {
 /// The data of the clone of a parameter over its own span, as `data.clone(preserve_format)` lays it
 /// out, or None: then the caller makes that call.
 py::object share_parameter(SharingCall& call, const at::Tensor& source) {
-  if (!is_plain(source)) {
+  if (!is_plain(source) || watched()) {
     copied(Reason::kind, 0, source.device());
     return py::none();
   }
@@ -62,6 +71,10 @@ py::object share_parameter(SharingCall& call, const at::Tensor& source) {
 py::object share_storage(SharingCall& call, py::handle source) {
   const auto& storage = THPStorage_Unpack(source.ptr());
   auto& impl = *storage.unsafeGetStorageImpl();
+  if (watched()) {
+    copied(Reason::kind, impl.nbytes(), impl.device());
+    return py::none();
+  }
   Reason reason;
   auto shared = call.share(impl, 0, impl.nbytes(), reason);
   if (!shared) {
