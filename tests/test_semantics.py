@@ -751,6 +751,22 @@ def test_a_patched_parameter_class_wins(monkeypatch):
     assert torchcow.clone([nn.Parameter(matrix())]) == ["patched"] == copy.deepcopy([nn.Parameter(matrix())])
 
 
+class Lazy:
+    """As proxies of other libraries do: they find out what they are when they are asked for their class."""
+
+    def __deepcopy__(self, memo):
+        return Lazy()
+
+    @property
+    def __class__(self):
+        raise AssertionError("evaluated")
+
+
+def test_lazy_objects_are_not_evaluated():
+    for run in (copy.deepcopy, torchcow.clone):
+        assert type(run([Lazy(), matrix()])[0]) is type(run(Lazy())) is Lazy
+
+
 class Seen(TorchDispatchMode):
     """Collects the operators that run."""
 

@@ -121,7 +121,8 @@ def _copy_storage(source: torch.UntypedStorage, memo: dict[Any, Any]) -> torch.U
 def _record_subclasses(memo: dict[int, Any]) -> None:
     """Tensor subclasses copy themselves; the ledger says so for those that share nothing."""
     for value in memo.values():
-        if isinstance(value, torch.Tensor) and type(value) not in _inherited and not is_shared(value):
+        # No isinstance: it would ask each object for its __class__, which runs foreign code.
+        if issubclass(type(value), torch.Tensor) and type(value) not in _inherited and not is_shared(value):
             _C.record_copied_tensor(value)
 
 
