@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcow
-from _oracle import SIDE, assert_same, attempt, build, difference, freeze
+from _oracle import SIDE, assert_same, attempt, build, difference, eager_reasons, freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -716,6 +716,25 @@ def test_slice_parameter_is_compact_for_saving():
     assert abs(sizes[0] - sizes[1]) < 512, sizes
     clone = torchcow.clone(parameter)
     assert clone.untyped_storage().nbytes() == 800 and clone.storage_offset() == 0
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3, 4, 15, 16])
+def test_slice_parameter_computes_what_a_deep_copy_computes(offset):
+    """A deep copy lies at an aligned address; kernels that look at the alignment round differently elsewhere."""
+    flat = torch.randn(offset + SIDE * SIDE)
+    parameter = nn.Parameter(flat[offset:].view(SIDE, SIDE))
+    vector = torch.randn(SIDE)
+    assert torch.equal(torchcow.clone(parameter) @ vector, copy.deepcopy(parameter) @ vector)
+
+
+@pytest.mark.sharing
+@pytest.mark.parametrize(("offset", "shared"), [(1, False), (3, False), (4, True), (400, True)])
+def test_slice_parameter_is_shared_where_it_is_aligned(offset, shared):
+    parameter = nn.Parameter(torch.randn(offset + SIDE * SIDE)[offset:].view(SIDE, SIDE))
+    torchcow.events(clear=True)
+    clone = torchcow.clone(parameter)
+    assert torchcow.is_shared(clone) == shared
+    assert eager_reasons() == ([] if shared else ["layout"])
 
 
 def test_torch_function_sees_the_copy():

@@ -39,6 +39,11 @@ void copied(Reason reason, std::size_t bytes, c10::Device device) {
   record({Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device});
 }
 
+/// A deep copy of a parameter starts at an aligned address, and kernels look at that: MKL's matrix-vector product
+/// rounds differently where the matrix does not start at a multiple of 16 bytes (measured; at 16 it does not), and CUDA
+/// kernels load vectors of 16 bytes. A clone that starts elsewhere would compute other last bits.
+constexpr std::size_t vector_bytes = 16;
+
 /// The data of the clone of a parameter over its own span, as `data.clone(preserve_format)` lays it
 /// out, or None: then the caller makes that call.
 py::object share_parameter(SharingCall& call, const at::Tensor& source) {
@@ -48,13 +53,14 @@ py::object share_parameter(SharingCall& call, const at::Tensor& source) {
   }
   auto* impl = source.unsafeGetTensorImpl();
   const auto bytes = static_cast<std::size_t>(impl->numel()) * impl->itemsize();
-  if (source.is_conj() || source.is_neg() || !impl->is_non_overlapping_and_dense()) {
+  const auto offset = static_cast<std::size_t>(impl->storage_offset()) * impl->itemsize();
+  if (source.is_conj() || source.is_neg() || !impl->is_non_overlapping_and_dense() || offset % vector_bytes != 0) {
     copied(Reason::layout, bytes, source.device());
     return py::none();
   }
   auto& storage = *impl->unsafe_storage().unsafeGetStorageImpl();
   Reason reason;
-  auto shared = call.share(storage, impl->storage_offset() * impl->itemsize(), bytes, reason);
+  auto shared = call.share(storage, offset, bytes, reason);
   if (!shared) {
     copied(reason, bytes, source.device());
     return py::none();
