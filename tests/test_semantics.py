@@ -27,10 +27,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcow
-from _oracle import SIDE, assert_same, build, difference, eager_reasons, freeze
+from _oracle import SIDE, assert_same, attempt, build, difference, eager_reasons, freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -738,6 +741,25 @@ def test_slice_parameter_is_compact_for_saving():
     assert clone.untyped_storage().nbytes() == 800 and clone.storage_offset() == 0
 
 
+@pytest.mark.parametrize("offset", [1, 2, 3, 4, 15, 16])
+def test_slice_parameter_computes_what_a_deep_copy_computes(offset):
+    """A deep copy lies at an aligned address; kernels that look at the alignment round differently elsewhere."""
+    flat = torch.randn(offset + SIDE * SIDE)
+    parameter = nn.Parameter(flat[offset:].view(SIDE, SIDE))
+    vector = torch.randn(SIDE)
+    assert torch.equal(torchcow.clone(parameter) @ vector, copy.deepcopy(parameter) @ vector)
+
+
+@pytest.mark.sharing
+@pytest.mark.parametrize(("offset", "shared"), [(1, False), (3, False), (4, True), (400, True)])
+def test_slice_parameter_is_shared_where_it_is_aligned(offset, shared):
+    parameter = nn.Parameter(torch.randn(offset + SIDE * SIDE)[offset:].view(SIDE, SIDE))
+    torchcow.events(clear=True)
+    clone = torchcow.clone(parameter)
+    assert torchcow.is_shared(clone) == shared
+    assert eager_reasons() == ([] if shared else ["layout"])
+
+
 def test_torch_function_sees_the_copy():
     TorchFunction.calls.clear()
     source = matrix().as_subclass(TorchFunction)
@@ -754,6 +776,103 @@ def test_torch_function_sees_the_copy():
         got = str(error)[:40]
     assert want == got
     assert torch.Tensor.__deepcopy__ in TorchFunction.calls
+
+
+def instance_deepcopy(source):
+    source.__deepcopy__ = lambda memo: "of its own"
+    return source
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Parameter(matrix()), matrix], ids=["parameter", "tensor"])
+def test_a_deepcopy_method_of_the_instance_wins(make):
+    assert torchcow.clone(instance_deepcopy(make())) == "of its own" == copy.deepcopy(instance_deepcopy(make()))
+
+
+def test_a_patched_parameter_class_wins(monkeypatch):
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", lambda self, memo: "patched")
+    assert torchcow.clone([nn.Parameter(matrix())]) == ["patched"] == copy.deepcopy([nn.Parameter(matrix())])
+
+
+class Lazy:
+    """As proxies of other libraries do: they find out what they are when they are asked for their class."""
+
+    def __deepcopy__(self, memo):
+        return Lazy()
+
+    @property
+    def __class__(self):
+        raise AssertionError("evaluated")
+
+
+def test_lazy_objects_are_not_evaluated():
+    for run in (copy.deepcopy, torchcow.clone):
+        assert type(run([Lazy(), matrix()])[0]) is type(run(Lazy())) is Lazy
+
+
+class Seen(TorchDispatchMode):
+    """Collects the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operators.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class SeenFunctions(TorchFunctionMode):
+    """Collects the functions that are called, but the getters of attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ != "__get__":
+            self.operators.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", [Seen, SeenFunctions])
+def test_a_mode_sees_what_a_deep_copy_runs(mode):
+    seen = []
+    for run in (copy.deepcopy, torchcow.clone):
+        source = [nn.Parameter(matrix()), matrix(), nn.Linear(SIDE, SIDE)]
+        with mode() as active:
+            run(source)
+        seen.append(active.operators)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_under_a_fake_tensor_mode(allow):
+    source, results = nn.Linear(SIDE, SIDE), []
+    for run in (copy.deepcopy, torchcow.clone):
+        with FakeTensorMode(allow_non_fake_inputs=allow):
+            kind, result = attempt(run, source)
+        results.append((kind, result if kind == "raised" else type(result.weight.data)))
+    assert results[0] == results[1]
+
+
+def test_inside_a_function_transform():
+    model, kinds = nn.Linear(SIDE, SIDE), []
+    for run in (copy.deepcopy, torchcow.clone):
+
+        def loss(x, run=run):
+            inner = run(model)
+            kinds.append(torch._C._functorch.is_functorch_wrapped_tensor(inner.weight.data))
+            return inner(x).sum()
+
+        attempt(torch.func.grad(loss), matrix())
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.sharing
+def test_a_default_device_is_no_reason_to_copy():
+    source = nn.Linear(SIDE, SIDE)
+    with torch.device("cpu"):
+        assert torchcow.is_shared(torchcow.clone(source).weight)
 
 
 def test_weak_things():

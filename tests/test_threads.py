@@ -225,13 +225,13 @@ def test_memory_under_a_reader_is_not_freed(ends):
 import ctypes, sys, threading, time, torch, torchcow
 torch.set_num_threads(1)
 ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
-source, reads, stop = torch.zeros(1 << 18), [], False
+source, reads, stop, shared = torch.zeros(1 << 18), [], False, 0
 
 def read():
     while not stop:
         reads.append(source.logcumsumexp(0)[-1].item())
 
-threads = [threading.Thread(target=read) for _ in range(2)]
+threads = [threading.Thread(target=read, daemon=True) for _ in range(2)]
 for thread in threads:
     thread.start()
 for _ in range(60):
@@ -239,7 +239,7 @@ for _ in range(60):
     while len(reads) < seen + 1:
         time.sleep(0.0005)
     clone = torchcow.clone(source)
-    assert torchcow.is_shared(source)
+    shared += torchcow.is_shared(source)  # not always: an operator may hold a reference, as a consumer would
     source.add_(0)
     if sys.argv[1] == "steal":
         clone.resize_(1 << 20)
@@ -249,7 +249,7 @@ stop = True
 for thread in threads:
     thread.join()
 assert max(reads) - min(reads) < 1e-3, (min(reads), max(reads))
-print(retired > 0)
+print(retired > 0 and shared > 0)
 """,
         ends,
     )

@@ -5,6 +5,8 @@
 #include "write_hook.h"
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Storage.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
@@ -26,26 +28,39 @@ bool is_plain(const at::Tensor& tensor) {
          impl->key_set().has(c10::DispatchKey::Dense);
 }
 
+/// Does a mode or a function transform see each operator of this thread? What a deep copy runs is its business
+/// then: a fake tensor mode answers with fake tensors, a tracer records.
+bool watched() {
+  return c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
 void copied(Reason reason, std::size_t bytes, c10::Device device) {
   record(Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device);
 }
 
+/// A deep copy of a parameter starts at an aligned address, and kernels look at that: MKL's matrix-vector product
+/// rounds differently where the matrix does not start at a multiple of 16 bytes (measured; at 16 it does not), and CUDA
+/// kernels load vectors of 16 bytes. A clone that starts elsewhere would compute other last bits.
+constexpr std::size_t vector_bytes = 16;
+
 /// The data of the clone of a parameter over its own span, as `data.clone(preserve_format)` lays it
 /// out, or None: then the caller makes that call.
 py::object share_parameter(SharingCall& call, const at::Tensor& source) {
-  if (!is_plain(source)) {
+  if (!is_plain(source) || watched()) {
     copied(Reason::kind, 0, source.device());
     return py::none();
   }
   auto* impl = source.unsafeGetTensorImpl();
   const auto bytes = static_cast<std::size_t>(impl->numel()) * impl->itemsize();
-  if (source.is_conj() || source.is_neg() || !impl->is_non_overlapping_and_dense()) {
+  const auto offset = static_cast<std::size_t>(impl->storage_offset()) * impl->itemsize();
+  if (source.is_conj() || source.is_neg() || !impl->is_non_overlapping_and_dense() || offset % vector_bytes != 0) {
     copied(Reason::layout, bytes, source.device());
     return py::none();
   }
   auto& storage = *impl->unsafe_storage().unsafeGetStorageImpl();
   Reason reason;
-  auto shared = call.share(storage, impl->storage_offset() * impl->itemsize(), bytes, reason);
+  auto shared = call.share(storage, offset, bytes, reason);
   if (!shared) {
     copied(reason, bytes, source.device());
     return py::none();
@@ -62,6 +77,10 @@ py::object share_parameter(SharingCall& call, const at::Tensor& source) {
 py::object share_storage(SharingCall& call, py::handle source) {
   const auto& storage = THPStorage_Unpack(source.ptr());
   auto& impl = *storage.unsafeGetStorageImpl();
+  if (watched()) {
+    copied(Reason::kind, impl.nbytes(), impl.device());
+    return py::none();
+  }
   Reason reason;
   auto shared = call.share(impl, 0, impl.nbytes(), reason);
   if (!shared) {

@@ -18,7 +18,8 @@ def remember(*objs: Any) -> None:
     """Keep (weakly) the modules among the sources and results of ``clone``, to be searched for names."""
     for obj in objs:
         key = id(obj)
-        if isinstance(obj, torch.nn.Module) and key not in _roots:
+        # No isinstance: it would ask the object for its __class__, which runs foreign code.
+        if issubclass(type(obj), torch.nn.Module) and key not in _roots:
             _roots[key] = weakref.ref(obj, lambda _, key=key: _roots.pop(key, None))  # type: ignore[misc]
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from torchcow._names import remember
 from torchcow._native import _C
@@ -20,6 +22,8 @@ from torchcow.ledger import is_shared
 
 T = TypeVar("T")
 _Copier = Callable[[Any, dict[int, Any]], Any]
+
+_deepcopy_of_parameter = torch.nn.Parameter.__deepcopy__
 
 # The running calls, by the identity of their memo; the memo is alive as long as its entry.
 _calls: dict[int, _C.SharingCall] = {}
@@ -73,11 +77,22 @@ def clone(obj: T, memo: dict[int, Any] | None = None, *, strict: bool = False) -
 
 def _copy_parameter(source: torch.nn.Parameter, memo: dict[int, Any]) -> torch.nn.Parameter:
     call = _calls.get(id(memo))
-    data = None if call is None else call.share_parameter(source)
+    data = call.share_parameter(source) if call is not None and _as_torch_copies_it(source) else None
     if data is None:
         copied: torch.nn.Parameter = _inherited[torch.nn.Parameter](source, memo)
         return copied
     return torch.nn.Parameter(data, source.requires_grad)
+
+
+def _as_torch_copies_it(source: torch.nn.Parameter) -> bool:
+    """Whether torch's own method would run, seen by nobody: instances, patches and modes may have another one."""
+    if getattr(source.__deepcopy__, "__func__", None) is not _deepcopy_of_parameter:
+        return False
+    # torch.set_default_device leaves such a mode behind for good, and it looks only at what makes tensors from nothing.
+    return torch._C._len_torch_function_stack() == 0 or all(
+        isinstance(mode, DeviceContext)
+        for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    )
 
 
 def _copy_tensor(source: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
@@ -105,8 +120,9 @@ def _copy_storage(source: torch.UntypedStorage, memo: dict[Any, Any]) -> torch.U
 
 def _record_subclasses(memo: dict[int, Any]) -> None:
     """Tensor subclasses copy themselves; the ledger says so for those that share nothing."""
-    for value in list(memo.values()):  # a property of some value may change the memo
-        if isinstance(value, torch.Tensor) and type(value) not in _inherited and not is_shared(value):
+    for value in list(memo.values()):
+        # No isinstance: it would ask each object for its __class__, which runs foreign code and may change the memo.
+        if issubclass(type(value), torch.Tensor) and type(value) not in _inherited and not is_shared(value):
             _C.record_copied_tensor(value)
 
 
