@@ -190,3 +190,22 @@ def test_the_barrier_materializes_before_the_kernel_runs():
     assert event.way == "copy" and "write_const_" in event.operator and event.bytes == 4 * SIDE * SIDE
     write(source)
     assert torchcow.events()[-1].way == "steal"
+
+
+def test_an_operator_that_is_defined_again_with_another_schema():
+    """The kernel of a second library keeps torch's entry of the operator alive; the barrier must not keep the old schema."""
+    kernels = torch.library.Library("torchcow_again", "FRAGMENT")
+    kernels.impl("write_", lambda *tensors: torch.ops.torchcow_test.write_const_(tensors[-1], 3), "CPU")
+    tensors = [torch.rand(SIDE, SIDE) for _ in range(3)]
+    for names in ("xyz", "xy", "xyz"):
+        schema = torch.library.Library("torchcow_again", "FRAGMENT")
+        schema.define(f"write_({', '.join(f'Tensor {n}' for n in names[:-1])}, Tensor(a!) {names[-1]}) -> ()")
+        arguments = tensors[: len(names)]
+        clones = [torchcow.clone(t) for t in arguments]
+        want = [t.clone() for t in arguments]
+        torch.ops.torchcow_again.write_.default(*clones)
+        assert [torchcow.is_shared(t) for t in clones] == [True] * (len(names) - 1) + [False]
+        assert all(torch.equal(a, b) for a, b in zip(want, arguments, strict=True))
+        assert torch.equal(clones[-1], torch.full((SIDE, SIDE), 3.0))
+        schema._destroy()
+    kernels._destroy()

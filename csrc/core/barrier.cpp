@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <unordered_map>
 
 namespace torchcow {
 
@@ -154,13 +155,25 @@ class CoverOperators final : public c10::OpRegistrationListener {
     if (op.hasKernelForDispatchKey(barrier_key)) return;
     auto traits = traits_of(op);
     if (!traits) return;
-    operator_definition(op)->op.registerKernel(
+    kernels_[op.operator_name()] = operator_definition(op)->op.registerKernel(
         c10::Dispatcher::singleton(), barrier_key,
         c10::KernelFunction::makeFromBoxedFunctor(std::make_unique<BarrierKernel>(std::move(*traits))), std::nullopt,
         nullptr, "torchcow write barrier");
     ++covered;
   }
-  void onOperatorDeregistered(const c10::OperatorHandle&) override {}
+
+  /// The operator may be defined again, with another schema, while kernels of other libraries keep its entry.
+  void onOperatorDeregistered(const c10::OperatorHandle& op) override {
+    const auto kernel = kernels_.find(op.operator_name());
+    if (kernel == kernels_.end()) return;
+    operator_definition(op)->op.deregisterKernel_(c10::Dispatcher::singleton(), barrier_key, kernel->second);
+    kernels_.erase(kernel);
+    --covered;
+  }
+
+ private:
+  // Guarded by the dispatcher's lock, under which a listener runs.
+  std::unordered_map<c10::OperatorName, c10::impl::OperatorEntry::AnnotatedKernelContainerIterator> kernels_;
 };
 
 }  // namespace
