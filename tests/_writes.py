@@ -964,6 +964,8 @@ ways(
         "pickle of the relative, then write": lambda t: (pickle.loads(pickle.dumps(t)).zero_(), t.add_(1))[:0],
         "conj_physical_ and neg": lambda t: t.neg_().conj_physical_().numel(),
         "numpy, then write by torch": lambda t: (t.numpy(), t.add_(1))[:0],
+        "torch._lazy_clone written": lambda t: torch._lazy_clone(t).zero_().numel(),
+        "torch._lazy_clone, then write": lambda t: (torch._lazy_clone(t), t.add_(1))[:0],
     },
 )
 ways(
@@ -1018,7 +1020,10 @@ ways(
         "sparse copy_": lambda t: t.copy_(sparse().mul_(3)).shape,
     },
 )
-TABLE = [dataclasses.replace(w, changes=False) if w.name == "sparse coalesced values" else w for w in TABLE]
+TABLE = [
+    dataclasses.replace(w, changes=False) if w.name in ("sparse coalesced values", "torch._lazy_clone written") else w
+    for w in TABLE
+]
 ways(
     quantized,
     {

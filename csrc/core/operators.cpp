@@ -25,6 +25,7 @@ const std::unordered_map<std::string_view, std::vector<std::string_view>>& unmar
       {"aten::_cudnn_rnn_flatten_weight", {"weight_arr"}},
       {"aten::miopen_rnn", {"weight"}},
       {"aten::fused_moving_avg_obs_fake_quant", {"running_min", "running_max", "scale", "zero_point"}},
+      {"aten::_lazy_clone", {"self"}},  // makes torch's own copy-on-write storage of it
   };
   return table;
 }
