@@ -210,6 +210,8 @@ RAISES = {
     "copy_ into a leaf that needs grad": lambda t: t.requires_grad_().copy_(ONES),
     "zero_ of a leaf that needs grad": lambda t: t.requires_grad_().zero_(),
     "div out into integers": lambda t: torch.bitwise_and(ONES, 1, out=t),
+    "a second pair of _foreach_copy_": lambda t: torch._foreach_copy_([t, t[0].clone()], [ONES, torch.ones(3, 5)]),
+    "a wrong probability at the end": lambda t: t.bernoulli_(torch.cat([ONES[1:], 2 * ONES[:1]])),
     "a kernel that stops in the middle": lambda t: torch.index_select(ONES, 0, torch.tensor([0, 999]), out=t),
 }
 
@@ -227,3 +229,33 @@ def test_a_write_that_raises_leaves_what_it_would_leave_a_deep_copy(name):
     assert_same(want, source, "the source")
     clone.detach().zero_()
     assert_same(want, source, "the source, after a real write")
+
+
+EYE = torch.eye(SIDE, dtype=torch.bool)
+DIVISORS = torch.arange(-9, SIDE - 9)[:, None].expand(SIDE, SIDE).contiguous()
+HALF_WAY = {
+    "addmm out copies its input first": (EYE, lambda t: torch.addmm(EYE, EYE, EYE, out=t)),
+    "a zero among the divisors": (DIVISORS, lambda t: torch.div(DIVISORS * 5, DIVISORS, rounding_mode="floor", out=t)),
+}
+
+
+@pytest.mark.parametrize("name", HALF_WAY)
+def test_an_integer_operator_that_raises_half_way(name):
+    like, write = HALF_WAY[name]
+    source = torch.ones_like(like)
+    oracle, clone = source.clone(), torchcow.clone(source)
+    for tensor in (oracle, clone):
+        with pytest.raises(RuntimeError, match=r"not implemented|ZeroDivision"):
+            write(tensor)
+    assert not torch.equal(oracle, source)
+    assert_same(oracle, clone, "the clone, after the error")
+
+
+def test_an_out_that_grew_before_the_error_keeps_its_first_elements():
+    source = torch.rand(SIDE, SIDE) + 1
+    clone = torchcow.clone(source)
+    want = freeze(source)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.add(torch.ones(2 * SIDE, SIDE, dtype=torch.uint16), 1, out=clone)
+    assert clone.shape == (2 * SIDE, SIDE)
+    assert_same(want, clone[:SIDE], "the clone, after the error")

@@ -92,11 +92,12 @@ class BarrierKernel final : public c10::OperatorKernel {
     Writes writes;
     if (traits_.only_if && !(arguments[*traits_.only_if].isBool() && arguments[*traits_.only_if].toBool()))
       return writes;
+    const bool overwrites = traits_.overwrites && !(traits_.copies_pairs && !surely_copies(arguments));
     for (const auto index : traits_.written) {
       visit_tensors(arguments[index], [&](const at::Tensor& tensor) {
         auto* storage = storage_of(tensor);
         if (storage == nullptr || (traits_.resizes && !grows(tensor, arguments))) return;
-        const bool whole = traits_.overwrites && covers_storage(tensor) && references(arguments, storage) == 1;
+        const bool whole = overwrites && covers_storage(tensor) && references(arguments, storage) == 1;
         if (whole) writes.overwritten.push_back(tensor);
         writes.targets.push_back({storage, whole});
       });
@@ -111,6 +112,21 @@ class BarrierKernel final : public c10::OperatorKernel {
       visit_tensors(argument, [&](const at::Tensor& tensor) { count += storage_of(tensor) == storage ? 1 : 0; });
     }
     return count;
+  }
+
+  /// No pair for which `_foreach_copy_` could raise when it has copied others already.
+  static bool surely_copies(c10::ArrayRef<c10::IValue> arguments) {
+    const auto targets = arguments[0].toTensorList();
+    const auto sources = arguments[1].toTensorList();
+    if (targets.size() != sources.size()) return false;
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      const at::Tensor target = targets[i];
+      const at::Tensor source = sources[i];
+      const bool plain = target.layout() == at::kStrided && source.layout() == at::kStrided && !target.is_quantized() &&
+                         !source.is_quantized() && !source.is_meta();
+      if (!plain || target.sizes() != source.sizes() || !target.is_non_overlapping_and_dense()) return false;
+    }
+    return true;
   }
 
   static bool grows(const at::Tensor& tensor, c10::ArrayRef<c10::IValue> arguments) {

@@ -218,11 +218,10 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
       write_hook::reseat(*job.storage, std::move(memory), from_hook);
       leave(sharer, {}, garbage);
     } else {
-      void* memory = job.memory.get();
       write_hook::reseat(*job.storage, std::move(job.memory), from_hook);
       if (job.way == Way::skip) {
         skipped->push_back(
-            {c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, memory, std::move(job.leaver)});
+            {c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, std::move(job.leaver)});
         continue;
       }
       leave(sharer, std::move(job.leaver), garbage);
@@ -270,14 +269,15 @@ bool first_write(c10::StorageImpl* storage) {
 void finish_skipped(Skipped& skipped, std::size_t written) {
   Sharer& keeper = *skipped.keeper;
   auto& data = skipped.storage->_mutable_data_ptr_no_checks();
-  const bool same_memory = data.get() == skipped.memory;
-  if (same_memory && written < keeper.bytes) {
-    auto* to = static_cast<char*>(skipped.memory) + written;
+  // A result of another size: the storage may have grown or shrunk since.
+  const auto bytes = std::min(keeper.bytes, skipped.storage->nbytes());
+  if (written < bytes) {
+    auto* to = static_cast<char*>(data.get()) + written;
     const auto* from = static_cast<const char*>(keeper.data()) + written;
     if (data.device().is_cpu()) {
-      host::copy(to, from, keeper.bytes - written);
+      host::copy(to, from, bytes - written);
     } else {
-      copy_on_device({{to, from, keeper.bytes - written, keeper.block}});
+      copy_on_device({{to, from, bytes - written, keeper.block}});
     }
   }
   Garbage garbage;

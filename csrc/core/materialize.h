@@ -43,7 +43,6 @@ struct Cause {
 struct Skipped {
   c10::intrusive_ptr<c10::StorageImpl> storage;
   Sharer* keeper;  ///< stays on the block, and keeps the bytes readable
-  void* memory;    ///< what the storage got
   Leavers leaver;  ///< the storage, for the day on which the keeper leaves
 };
 

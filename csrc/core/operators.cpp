@@ -59,7 +59,8 @@ const Names& metadata_writers() {
   return names;
 }
 
-/// In-place operators that write all of `self` and read none of it. `out=` overloads are handled apart.
+/// In-place operators that write all of `self` and read none of it. `out=` overloads are handled apart. When one
+/// raises, all is restored, so it may raise only before it writes.
 const Names& overwriters() {
   static const Names names = {"aten::copy_",         "aten::fill_",       "aten::zero_",      "aten::uniform_",
                               "aten::normal_",       "aten::random_",     "aten::bernoulli_", "aten::exponential_",
@@ -68,14 +69,19 @@ const Names& overwriters() {
   return names;
 }
 
-/// Operators whose `out=` forms write every element of `out`.
+/// Operators whose `out=` forms do. `addmm` and `baddbmm` do not: they copy their input, and raise after that.
 const Names& out_overwriters() {
-  static const Names names = {"aten::abs",   "aten::add",     "aten::addmm",   "aten::baddbmm", "aten::bmm",
-                              "aten::cat",   "aten::clamp",   "aten::cos",     "aten::div",     "aten::exp",
-                              "aten::log",   "aten::matmul",  "aten::maximum", "aten::mean",    "aten::minimum",
-                              "aten::mm",    "aten::mul",     "aten::neg",     "aten::pow",     "aten::reciprocal",
-                              "aten::rsqrt", "aten::sigmoid", "aten::sin",     "aten::sqrt",    "aten::stack",
-                              "aten::sub",   "aten::sum",     "aten::tanh",    "aten::where"};
+  static const Names names = {
+      "aten::abs",  "aten::add",   "aten::bmm",    "aten::cat",        "aten::clamp", "aten::cos",     "aten::div",
+      "aten::exp",  "aten::log",   "aten::matmul", "aten::maximum",    "aten::mean",  "aten::minimum", "aten::mm",
+      "aten::mul",  "aten::neg",   "aten::pow",    "aten::reciprocal", "aten::rsqrt", "aten::sigmoid", "aten::sin",
+      "aten::sqrt", "aten::stack", "aten::sub",    "aten::sum",        "aten::tanh",  "aten::where"};
+  return names;
+}
+
+/// Overloads that can meet a value half-way for which they raise: a wrong probability, a zero among integers.
+const Names& stopping_overloads() {
+  static const Names names = {"aten::bernoulli_.Tensor", "aten::div.out_mode", "aten::div.Scalar_mode_out"};
   return names;
 }
 
@@ -134,7 +140,9 @@ std::optional<OperatorTraits> traits_of(const c10::OperatorHandle& op) {
   if (traits.written.empty()) return std::nullopt;
   if (only_statistics) traits.only_if = training_flag(schema);
   traits.overwrites =
-      has_out ? out_overwriters().contains(name) && traits.written.size() == 1 : overwriters().contains(name);
+      (has_out ? out_overwriters().contains(name) && traits.written.size() == 1 : overwriters().contains(name)) &&
+      !stopping_overloads().contains(traits.name);
+  traits.copies_pairs = name == "aten::_foreach_copy_";
   traits.resizes = name == "aten::resize_" || name == "aten::resize_as_";
   traits.records_stream = name == "aten::record_stream";
   return traits;
