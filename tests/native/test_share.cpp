@@ -140,6 +140,20 @@ TEST_F(Share, ABlockOnProbationIsNotSharedByOthers) {
   EXPECT_EQ(refusal(source), Reason::none);
 }
 
+// Broken by: `confirm` that looks for the block at the source, which has left it.
+TEST_F(Share, ProbationEndsAlthoughTheSourceWasWrittenMeanwhile) {
+  const auto source = numbers(100);
+  at::Tensor copy;
+  for (int i = 0; i < 2; ++i) {
+    SharingCall call;
+    Reason reason;
+    copy = clone(call, source, reason);
+    source.fill_(i);
+    SharingCall::confirm(call.made().front());
+  }
+  EXPECT_EQ(refusal(copy), Reason::none);
+}
+
 // Broken by: `take_back` that forgets a clone, or that copies the source and leaves its address.
 TEST_F(Share, ATakenBackShareIsAsIfItHadNotBeen) {
   const auto source = numbers(100);
