@@ -183,6 +183,27 @@ def test_a_write_through_a_forgotten_address_is_found_by_verify():
     torchcow.testing.verify()
 
 
+class LeavesItsMemory:
+    def __init__(self):
+        self.tensor = matrix()
+
+    def __deepcopy__(self, memo):
+        result = type(self)()
+        result.tensor = copy.deepcopy(self.tensor, memo)
+        self.tensor.data = torch.zeros(2)
+        return result
+
+
+def test_a_tensor_that_leaves_its_memory_while_it_is_cloned_explains_no_handle():
+    """It was met on the storage, and stood for the reference that the consumer of DLPack holds."""
+    source = LeavesItsMemory()
+    handle = torch.from_dlpack(source.tensor.detach())
+    clone = torchcow.clone(source)
+    want = clone.tensor + 0
+    handle.zero_()
+    assert torch.equal(clone.tensor, want)
+
+
 HOLDERS = {**NUMPY, **DLPACK, "np.from_dlpack": lambda t: np.from_dlpack(t), "view": lambda t: t[:3]}
 HOLDERS["storage"] = lambda t: t.untyped_storage()
 

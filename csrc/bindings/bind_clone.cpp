@@ -100,7 +100,7 @@ struct References {
 
 /// A tensor is held by its Python object; by its gradient accumulator, which is harmless; and by the views
 /// of it that we know. A consumer of DLPack, or a graph that saved it, holds one reference more.
-References references_to(const std::vector<MetTensor>& tensors) {
+References references_to(const c10::StorageImpl& source, const std::vector<MetTensor>& tensors) {
   std::unordered_map<const c10::TensorImpl*, std::size_t> bases;
   for (const auto& tensor : tensors) {
     if (tensor->autograd_meta() == nullptr) continue;
@@ -109,8 +109,11 @@ References references_to(const std::vector<MetTensor>& tensors) {
     if (view->has_bw_view()) ++bases[view->get_backward_view().base_.unsafeGetTensorImpl()];
     if (view->has_fw_view() && !view->shared_view_info()) ++bases[view->get_forward_view().base_.unsafeGetTensorImpl()];
   }
-  References found{tensors.size(), true};
+  References found;
   for (const auto& tensor : tensors) {
+    // User code within the clone may have given it another storage.
+    if (!tensor->has_storage() || tensor->unsafe_storage().unsafeGetStorageImpl() != &source) continue;
+    ++found.tensors;
     // Its Python object, and the call.
     std::size_t explained = (tensor->pyobj_slot()->load_pyobj() != nullptr ? 1 : 0) + 1 + bases[tensor.get()];
     const auto* meta = static_cast<torch::autograd::AutogradMeta*>(tensor->autograd_meta());
@@ -133,7 +136,7 @@ void meet_all(SharingCall& call, const py::list& objects, const std::unordered_s
 }
 
 bool explained(const SharingCall& call, const SharingCall::Made& made) {
-  const auto references = references_to(call.met(*made.source));
+  const auto references = references_to(*made.source, call.met(*made.source));
   // One more: `made` itself.
   return references.all_explained &&
          made.source.use_count() <= references.tensors + python_references(*made.source) + 1;
