@@ -193,7 +193,7 @@ def test_the_barrier_materializes_before_the_kernel_runs():
 
 
 def test_an_operator_that_is_defined_again_with_another_schema():
-    """The kernel of a second library keeps torch's entry of the operator alive; the barrier must not keep the old schema."""
+    """A second library's kernel keeps torch's entry of the operator alive; the barrier must not keep the old schema."""
     kernels = torch.library.Library("torchcow_again", "FRAGMENT")
     kernels.impl("write_", lambda *tensors: torch.ops.torchcow_test.write_const_(tensors[-1], 3), "CPU")
     tensors = [torch.rand(SIDE, SIDE) for _ in range(3)]
