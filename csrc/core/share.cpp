@@ -121,6 +121,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
     order = std::make_shared<StreamOrder>(ready_on(device));
   }
 
+  c10::intrusive_ptr<c10::StorageImpl> clone;  // dies without the mutex
   auto& state = registry();
   std::unique_lock lock(state.mutex);
   Sharer* origin = settled_sharer(source, lock);
@@ -149,7 +150,9 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
   Block& block = fresh ? *made_block : *origin->block;
   auto sharer = new_sharer(block, (fresh ? 0 : origin->offset) + offset, bytes, nullptr);
   const auto home = sharer->home;
-  auto clone = storage_for(*sharer, block.allocator);
+  clone = storage_for(*sharer, block.allocator);
+  if (fresh) write_hook::prepare(source);
+  write_hook::prepare(*clone);
   if (fresh || adopts) {
     auto probation = std::make_shared<Probation>(Probation{this, made_.size()});
     made_.push_back({c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&source), {clone}, probation});

@@ -44,7 +44,10 @@ void came_late(c10::StorageImpl& storage, bool from_hook);
 enum class Readiness { ready, busy, occupied };
 Readiness readiness(c10::StorageImpl& storage) noexcept;
 
-/// Arms `storage` for `sharer`; returns the memory that it owned (empty for a new clone's storage).
+/// Whatever can fail in arming `storage`, ahead of it. Call with the registry's mutex held.
+void prepare(c10::StorageImpl& storage);
+
+/// Arms a prepared `storage` for `sharer`; returns the memory that it owned (empty for a new clone's storage).
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept;
 
 /// Gives `storage` memory of its own and disarms it. `from_hook`: torch called us, and finishes the

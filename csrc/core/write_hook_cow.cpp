@@ -94,10 +94,11 @@ Hooks& all_hooks() {
 
 class Hook final : public c10::Allocator {
  public:
-  Hook(c10::StorageImpl& storage, c10::Allocator* original)
-      : storage_(storage), original_(original), context_(new Context(Memory(nullptr, &c10::detail::deleteNothing))) {
-    count_of(*context_) = endless;
+  Hook(c10::StorageImpl& storage, c10::Allocator* original) : storage_(storage), original_(original) {
+    Memory context(new Context(Memory(nullptr, &c10::detail::deleteNothing)), &c10::impl::cow::cow_deleter);
     all_hooks()[&storage] = this;
+    context_ = static_cast<Context*>(context.release());
+    count_of(*context_) = endless;
   }
 
   /// Whoever took a DataPtr out of the storage keeps the context, and its memory, as torch's own would be.
@@ -259,7 +260,7 @@ class Hook final : public c10::Allocator {
 
   c10::StorageImpl& storage_;
   c10::Allocator* original_;
-  Context* context_;  ///< owns the memory of a storage that lingers
+  Context* context_ = nullptr;  ///< owns the memory of a storage that lingers
   Sharer* sharer_ = nullptr;
   bool closed_ = false;
 };
@@ -349,12 +350,14 @@ Readiness readiness(c10::StorageImpl& storage) noexcept {
   return typeid(storage) == typeid(c10::StorageImpl) ? Readiness::ready : Readiness::occupied;
 }
 
+void prepare(c10::StorageImpl& storage) {
+  if (hook_of(storage) != nullptr) return;
+  new Hook(storage, storage.allocator());  // all_hooks has it
+  table_of(storage) = hooked_table();
+}
+
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   auto* hook = hook_of(storage);
-  if (hook == nullptr) {
-    hook = new Hook(storage, storage.allocator());
-    table_of(storage) = hooked_table();
-  }
   storage.set_allocator(hook);
   return hook->arm(sharer);
 }
@@ -379,6 +382,8 @@ void sweep() {
   std::vector<c10::DataPtr> garbage;
   {
     std::lock_guard lock(registry().mutex);
+    gone.reserve(all_hooks().size());
+    garbage.reserve(all_hooks().size());
     for (const auto& [storage, hook] : all_hooks()) hook->sweep(gone, garbage);
   }
   for (auto* sharer : gone) dropped(sharer);

@@ -59,6 +59,8 @@ Readiness readiness(c10::StorageImpl& storage) noexcept {
   return storage.has_materializer() ? Readiness::busy : Readiness::ready;
 }
 
+void prepare(c10::StorageImpl&) {}
+
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   // The hook first: a writer that comes in between waits for the mutex, and finds a sharer.
   storage.set_materializer(&on_first_write);
