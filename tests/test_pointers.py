@@ -183,6 +183,15 @@ def test_a_write_through_a_forgotten_address_is_found_by_verify():
     torchcow.testing.verify()
 
 
+def test_the_tensor_that_an_array_is_based_on_is_copied_when_asked():
+    """It is the only tensor on its memory, so no count shows the array. Break: strict that looks at references only."""
+    array = matrix().numpy()
+    clone = torchcow.clone(array.base, strict=True)
+    want = clone + 0
+    array.fill(5)
+    assert torch.equal(clone, want)
+
+
 class LeavesItsMemory:
     def __init__(self):
         self.tensor = matrix()

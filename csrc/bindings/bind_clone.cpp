@@ -148,7 +148,9 @@ void finish(SharingCall& call, bool strict, const py::function& tracked_objects)
   std::vector<const SharingCall::Made*> doubtful;
   std::unordered_set<const c10::StorageImpl*> storages;
   for (const auto& made : call.made()) {
-    if (explained(call, made)) {
+    // An array whose tensor is among the met ones leaves no other trace than a storage that NumPy has seen.
+    const bool unseen = !strict || made.source->resizable();
+    if (unseen && explained(call, made)) {
       SharingCall::confirm(made);
     } else {
       doubtful.push_back(&made);
