@@ -116,7 +116,6 @@ def test_strict_copies_what_has_references_from_outside_the_graph():
     assert not torchcow.is_shared(clone.weight)
 
 
-@pytest.mark.sharing
 class WritesItsCopy(nn.Module):
     def __init__(self):
         super().__init__()
@@ -149,6 +148,7 @@ def test_a_consumer_keeps_its_source_though_the_copy_is_written_within_the_call(
         company.join()
 
 
+@pytest.mark.sharing
 def test_strict_shares_what_has_none():
     model = nn.Linear(SIDE, SIDE)
     clone = torchcow.clone(model, strict=True)
