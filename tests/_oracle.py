@@ -12,6 +12,7 @@ import contextlib
 import copy
 import enum
 import functools
+import io
 import random
 import subprocess
 import sys
@@ -299,6 +300,13 @@ def check_isolation(make, write, *, orders=ORDERS, writes=True, adds_up=True, ta
         if adds_up:
             del early
             assert_adds_up(*family.values())
+
+
+def saved_and_loaded(obj):
+    file = io.BytesIO()
+    torch.save(obj, file)
+    file.seek(0)
+    return torch.load(file)
 
 
 def run_script(code, *args, timeout=120):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from _oracle import SIDE
+from _oracle import SIDE, saved_and_loaded
 
 ROW = torch.arange(SIDE)
 
@@ -726,19 +726,12 @@ ways(
             m.load_state_dict({k: v * 3 for k, v in pickle.loads(pickle.dumps(m.state_dict())).items()}) and None
         ),
         "state through torch.save, written back": lambda m: (
-            m.load_state_dict({k: v * 3 for k, v in _saved(m.state_dict()).items()}) and None
+            m.load_state_dict({k: v * 3 for k, v in saved_and_loaded(m.state_dict()).items()}) and None
         ),
         "copy.copy, then write": lambda m: copy.copy(m)[0].weight.data.zero_().numel(),
         "gradient hooks write": lambda m: _hook(m),
     },
 )
-
-
-def _saved(obj):
-    file = io.BytesIO()
-    torch.save(obj, file)
-    file.seek(0)
-    return torch.load(file)
 
 
 def _swap_and_write(m):
@@ -960,7 +953,7 @@ ways(
             0
         ].zero_(),
         "deepcopy of the relative, then write": lambda t: (copy.deepcopy(t).zero_(), t.add_(1))[:0],
-        "torch.save of the relative, then write": lambda t: (_saved(t), t.add_(1))[:0],
+        "torch.save of the relative, then write": lambda t: (saved_and_loaded(t), t.add_(1))[:0],
         "pickle of the relative, then write": lambda t: (pickle.loads(pickle.dumps(t)).zero_(), t.add_(1))[:0],
         "conj_physical_ and neg": lambda t: t.neg_().conj_physical_().numel(),
         "numpy, then write by torch": lambda t: (t.numpy(), t.add_(1))[:0],

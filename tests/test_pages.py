@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import pickle
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 import torchcow
+from _oracle import saved_and_loaded
 
 COUNT = 3 << 18  # floats: three megabytes, more than a huge page
 SHARED = pytest.mark.sharing
@@ -27,13 +27,6 @@ def written():
     clone = torchcow.clone(source)
     clone.copy_(torch.arange(COUNT))
     return clone, source, torch.arange(COUNT, dtype=torch.float32)
-
-
-def _saved(tensor):
-    buffer = io.BytesIO()
-    torch.save(tensor, buffer)
-    buffer.seek(0)
-    return torch.load(buffer)
 
 
 def _grown(tensor):
@@ -56,7 +49,7 @@ USES = {
     "clone": torchcow.clone,
     "deepcopy": copy.deepcopy,
     "pickle": lambda t: pickle.loads(pickle.dumps(t)),
-    "save": _saved,
+    "save": saved_and_loaded,
     "resize_": _grown,
     "storage.resize_": _freed_and_grown,
     "set_": _set,

@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchcow
-from _oracle import SIDE, assert_same, attempt, build, difference, eager_reasons, freeze
+from _oracle import SIDE, assert_same, attempt, build, difference, eager_reasons, freeze, saved_and_loaded
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -293,7 +293,7 @@ CASES = {
     "numpy array": lambda: np.arange(10.0),
     "from_numpy": lambda: torch.from_numpy(np.ones(5)),
     "shared memory": lambda: matrix().share_memory_(),
-    "loaded": lambda: _loaded(matrix()),
+    "loaded": lambda: saved_and_loaded(matrix()),
     "read-only storage": lambda: torch.frombuffer(b"x" * 4096, dtype=torch.uint8),
     "version bumped": lambda: matrix().add_(1),
     "named by rebinding data": lambda: (lambda t: (setattr(t, "data", torch.ones(3)), t)[1])(matrix()),
@@ -395,13 +395,6 @@ CASES = {
     "exception": lambda: ValueError("x", [1]),
     "property and staticmethod users": lambda: [Record.__init__],
 }  # fmt: skip
-
-
-def _loaded(obj):
-    file = io.BytesIO()
-    torch.save(obj, file)
-    file.seek(0)
-    return torch.load(file)
 
 
 def _wrapper():
