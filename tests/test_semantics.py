@@ -838,6 +838,16 @@ def test_a_mode_sees_what_a_deep_copy_runs(mode):
     assert seen[0] == seen[1]
 
 
+@pytest.mark.parametrize("mode", [Seen, SeenFunctions])
+def test_what_a_mode_keeps_from_being_shared_has_a_reason(mode):
+    """Break: a parameter that goes deepcopy's way without an event (I10)."""
+    source = nn.Parameter(matrix())
+    torchcow.events(clear=True)
+    with mode():
+        torchcow.clone(source)
+    assert eager_reasons() == ["kind"]
+
+
 @pytest.mark.parametrize("allow", [False, True])
 def test_under_a_fake_tensor_mode(allow):
     source, results = nn.Linear(SIDE, SIDE), []

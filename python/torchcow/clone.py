@@ -77,7 +77,12 @@ def clone(obj: T, memo: dict[int, Any] | None = None, *, strict: bool = False) -
 
 def _copy_parameter(source: torch.nn.Parameter, memo: dict[int, Any]) -> torch.nn.Parameter:
     call = _calls.get(id(memo))
-    data = call.share_parameter(source) if call is not None and _as_torch_copies_it(source) else None
+    data = None
+    if call is not None:
+        if _as_torch_copies_it(source):
+            data = call.share_parameter(source)
+        else:
+            _C.record_copied_tensor(source)
     if data is None:
         copied: torch.nn.Parameter = _inherited[torch.nn.Parameter](source, memo)
         return copied
