@@ -1,48 +1,67 @@
 #include "host_copy.h"
 
-#include "host_pages.h"
-
 #include <ATen/Parallel.h>
 
+#include <dlfcn.h>
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace torchcow::host {
 
 namespace {
 
-constexpr std::size_t max_threads = 4;  // more do not raise the bandwidth of one socket much
+std::atomic<bool> child_of_fork{false};
+const int fork_is_watched = pthread_atfork(nullptr, nullptr, [] { child_of_fork = true; });
 
-std::size_t thread_count(std::size_t bytes) {
-  const auto wanted = std::min<std::size_t>(bytes / (parallel_bytes / 2), max_threads);
-  return std::min<std::size_t>(wanted, std::max(1, at::get_num_threads()));
+/// What compilers call for `#pragma omp parallel`. Looked up in the library that torch has loaded: the pragma itself
+/// would need a library to link with, and a second one would have a pool of its own.
+using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+Parallel openmp() {
+#ifdef __SANITIZE_THREAD__
+  return nullptr;  // ThreadSanitizer does not see how OpenMP's threads wait for each other
+#endif
+  static const auto found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+/// One copy, in parts that are taken by whichever thread comes next.
+struct Parts {
+  char* to;
+  const char* from;
+  std::size_t bytes;
+  std::size_t part;
+  std::atomic<std::size_t> next{0};
+
+  void take() noexcept {
+    for (;;) {
+      const auto begin = next.fetch_add(part, std::memory_order_relaxed);  // OpenMP's barrier orders the bytes
+      if (begin >= bytes) return;
+      std::memcpy(to + begin, from + begin, std::min(part, bytes - begin));
+    }
+  }
+};
+
+std::size_t thread_count() {
+  const bool pool = openmp() != nullptr && !at::in_parallel_region() && !child_of_fork;
+  return pool ? static_cast<std::size_t>(std::max(1, at::get_num_threads())) : 1;
 }
 
 }  // namespace
 
 void copy(void* to, const void* from, std::size_t bytes) noexcept {
-  const auto threads = bytes < parallel_bytes ? 1 : thread_count(bytes);
-  auto* target = static_cast<char*>(to);
-  const auto* source = static_cast<const char*>(from);
-  // Chunks begin on huge pages, so that two threads do not fault the same one.
-  const auto chunk = (bytes / std::max<std::size_t>(threads, 1) + huge_page_bytes) & ~(huge_page_bytes - 1);
-  std::vector<std::thread> helpers;
-  std::size_t done = 0;
-  if (threads > 1) {
-    try {
-      helpers.reserve(threads);
-      for (; bytes - done > chunk; done += chunk) {
-        helpers.emplace_back([=] { std::memcpy(target + done, source + done, chunk); });
-      }
-    } catch (const std::exception&) {
-      // No further thread to be had: this one copies the rest.
-    }
+  const auto threads = bytes < parallel_bytes ? 1 : thread_count();
+  if (threads == 1) {
+    std::memcpy(to, from, bytes);
+    return;
   }
-  std::memcpy(target + done, source + done, bytes - done);
-  for (auto& helper : helpers) helper.join();
+  // Even if there is work for some only, all are called: OpenMP ends and starts threads when their number changes.
+  const auto part = std::max(bytes / threads + 1, parallel_bytes / 2);
+  Parts parts{static_cast<char*>(to), static_cast<const char*>(from), bytes, part};
+  openmp()([](void* data) { static_cast<Parts*>(data)->take(); }, &parts, static_cast<unsigned>(threads), 0);
 }
 
 }  // namespace torchcow::host

@@ -4,13 +4,14 @@
 
 /// Copies on the host, in several threads where that pays.
 ///
-/// Threads are started per copy, not borrowed from OpenMP: a pool does not survive fork(), and a first
-/// write can happen in a child or inside of a parallel region.
+/// The threads are those of torch's own OpenMP pool: its workers spin for a while after each operator, and threads of
+/// our own would compete with them for the cores. A pool does not survive fork(), and is busy inside of a parallel
+/// region; there one thread copies.
 
 namespace torchcow::host {
 
 /// From this size on several threads copy.
-inline constexpr std::size_t parallel_bytes = std::size_t{8} << 20;
+inline constexpr std::size_t parallel_bytes = std::size_t{2} << 20;
 
 /// Copies between ranges that do not overlap.
 void copy(void* to, const void* from, std::size_t bytes) noexcept;

