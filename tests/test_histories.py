@@ -2,7 +2,7 @@
 `torchcow.clone`. After every step all tensors of both worlds are the same, bit by bit, with the same ties and layouts.
 
 Catches what single writes do not: a steal, a skip or a resize that is right for one family and wrong for the next one.
-Breaks: a steal as soon as two sharers are left; a skip for a slice; a resize that leaves the sharer armed.
+Breaks: a steal while two sharers are left (crashes), a skip although the operator reads what it writes (6 of 60 fail).
 TORCHCOW_HISTORIES=N runs N histories.
 """
 
