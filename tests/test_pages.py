@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_what_torch_does_with_memory(use):
 
 
 @SHARED
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="malloc only, for that sanitizer to watch")
 def test_freed_memory_serves_the_next_write_while_something_is_shared():
     tensor, source, _ = written()
     address = tensor.const_data_ptr() if hasattr(tensor, "const_data_ptr") else tensor.data_ptr()

@@ -7,6 +7,7 @@
 #include <c10/core/impl/COWDeleter.h>
 
 #include <atomic>
+#include <memory>
 #include <shared_mutex>
 #include <typeinfo>
 #include <unordered_map>
@@ -50,6 +51,8 @@
 ///   8. A storage that is resized forgets its context without a word. `sharer_of` sees that the DataPtr
 ///      is no longer ours, and `sweep` looks for such storages.
 ///      Moving a storage to shared memory also takes our allocator off it, so hooks are found by storage.
+///   9. Exchanging what two storages hold exchanges their allocators too (torch 2.12). A Hook that was not where
+///      it had been put may be the allocator of any storage: when its own dies it is `orphaned`, not deleted.
 ///
 /// The registry's mutex guards all Hooks, and each change of a DataPtr but (e).
 
@@ -94,33 +97,40 @@ Hooks& all_hooks() {
 
 class Hook final : public c10::Allocator {
  public:
-  Hook(c10::StorageImpl& storage, c10::Allocator* original) : storage_(storage), original_(original) {
+  Hook(c10::StorageImpl& storage, c10::Allocator* original) : storage_(&storage), original_(original) {
     Memory context(new Context(Memory(nullptr, &c10::detail::deleteNothing)), &c10::impl::cow::cow_deleter);
     all_hooks()[&storage] = this;
     context_ = static_cast<Context*>(context.release());
     count_of(*context_) = endless;
   }
 
-  /// Whoever took a DataPtr out of the storage keeps the context, and its memory, as torch's own would be.
-  ~Hook() override {
+  Hook(const Hook&) = delete;
+  Hook& operator=(const Hook&) = delete;
+  ~Hook() override { orphan(); }
+
+  /// The storage is dead. Whoever took a DataPtr out of it keeps the context, and its memory, as torch's own would be.
+  void orphan() {
+    if (storage_ == nullptr) return;
     {
       std::lock_guard lock(registry().mutex);
-      all_hooks().erase(&storage_);
+      all_hooks().erase(std::exchange(storage_, nullptr));
     }
     count_of(*context_) -= endless - 1;
-    c10::impl::cow::cow_deleter(context_);
+    c10::impl::cow::cow_deleter(std::exchange(context_, nullptr));
   }
 
   c10::DataPtr allocate(std::size_t bytes) override {
+    c10::StorageImpl* storage = nullptr;
     {
       std::unique_lock lock(registry().mutex);
-      if (!gave_up()) {
+      if (storage_ == nullptr || !gave_up()) {
         lock.unlock();
         return original_->allocate(bytes);
       }
       if (sharer() == nullptr) return answer();
+      storage = storage_;
     }
-    first_write(&storage_);
+    first_write(storage);
     std::lock_guard lock(registry().mutex);
     return answer();
   }
@@ -133,9 +143,10 @@ class Hook final : public c10::Allocator {
 
   [[nodiscard]] Sharer* sharer() const { return ours() ? sharer_ : nullptr; }
   [[nodiscard]] c10::Allocator* original() const { return original_; }
-  [[nodiscard]] bool serves(const c10::StorageImpl& storage) const { return &storage == &storage_; }
+  [[nodiscard]] bool serves(const c10::StorageImpl& storage) const { return &storage == storage_; }
+  [[nodiscard]] bool strayed() const { return strayed_ || storage_->allocator() != this; }
   [[nodiscard]] c10::DeleterFnPtr deleter() const {
-    return lingers() ? memory_of(*context_).get_deleter() : storage_._mutable_data_ptr_no_checks().get_deleter();
+    return lingers() ? memory_of(*context_).get_deleter() : storage_->_mutable_data_ptr_no_checks().get_deleter();
   }
 
   /// A storage that has left is occupied until `sweep` (8).
@@ -145,13 +156,16 @@ class Hook final : public c10::Allocator {
   }
 
   c10::DataPtr arm(Sharer& sharer) {
+    strayed_ = placed_ && strayed();
+    placed_ = true;
+    storage_->set_allocator(this);
     c10::DataPtr old;
     if (lingers()) {
       old = take_memory();
       set_flag(true);
     } else {
-      old = std::move(storage_._mutable_data_ptr_no_checks());
-      storage_.set_data_ptr_noswap(reference(const_cast<void*>(sharer.data()), sharer.block->device()));
+      old = std::move(storage_->_mutable_data_ptr_no_checks());
+      storage_->set_data_ptr_noswap(reference(const_cast<void*>(sharer.data()), sharer.block->device()));
     }
     sharer_ = &sharer;
     return old;
@@ -165,7 +179,7 @@ class Hook final : public c10::Allocator {
       leave_context(std::move(memory));
       return;
     }
-    storage_.set_data_ptr_noswap(reference(memory.get(), memory.device()));
+    storage_->set_data_ptr_noswap(reference(memory.get(), memory.device()));
     const auto deleter = memory.get_deleter();
     memory_of(*context_) = Memory(memory.release_context(), deleter);
     set_flag(false);
@@ -202,7 +216,7 @@ class Hook final : public c10::Allocator {
 
  private:
   [[nodiscard]] bool ours() const {
-    const auto& data = storage_._mutable_data_ptr_no_checks();
+    const auto& data = storage_->_mutable_data_ptr_no_checks();
     return data.get_context() == context_ && data.get_deleter() == &c10::impl::cow::cow_deleter;
   }
   [[nodiscard]] bool lingers() const { return sharer_ == nullptr && memory_of(*context_) && ours(); }
@@ -215,7 +229,7 @@ class Hook final : public c10::Allocator {
 
   void set_flag(bool on) {
     // Release: whoever sees it cleared sees the new address.
-    std::atomic_ref(flag_of(storage_)).store(on, std::memory_order_release);
+    std::atomic_ref(flag_of(*storage_)).store(on, std::memory_order_release);
   }
 
   c10::DataPtr take_memory() {
@@ -242,27 +256,29 @@ class Hook final : public c10::Allocator {
   }
 
   [[nodiscard]] c10::DataPtr answer() const {
-    const auto& data = storage_._mutable_data_ptr_no_checks();
+    const auto& data = storage_->_mutable_data_ptr_no_checks();
     answered = data.get();
     return {data.get(), data.get_context(), data.get_deleter(), data.device()};
   }
 
   void leave_context(c10::DataPtr memory) {
-    auto& data = storage_._mutable_data_ptr_no_checks();
+    auto& data = storage_->_mutable_data_ptr_no_checks();
     // The deleter first: in (b) nobody may take another context for ours (5).
     if (data.compare_exchange_deleter(&c10::impl::cow::cow_deleter, memory.get_deleter())) {
       std::atomic_thread_fence(std::memory_order_release);
       static_cast<void>(data.release_context());
       --count_of(*context_);
     }
-    storage_.set_data_ptr_noswap(std::move(memory));
+    storage_->set_data_ptr_noswap(std::move(memory));
   }
 
-  c10::StorageImpl& storage_;
+  c10::StorageImpl* storage_;  ///< null once that is dead
   c10::Allocator* original_;
   Context* context_ = nullptr;  ///< owns the memory of a storage that lingers
   Sharer* sharer_ = nullptr;
   bool closed_ = false;
+  bool placed_ = false;
+  bool strayed_ = false;  ///< another storage may have this as its allocator (9)
 };
 
 /// The hook of a storage that has one: usually its allocator.
@@ -280,10 +296,11 @@ class HookedStorage final : public c10::StorageImpl {
  public:
   using c10::StorageImpl::StorageImpl;
   ~HookedStorage() override {
-    auto* hook = leave_block();
-    if (allocator() == hook) set_allocator(hook->original());
+    std::unique_ptr<Hook> hook(leave_block());
+    const bool strayed = hook->strayed();
+    if (allocator() == hook.get()) set_allocator(hook->original());
     _mutable_data_ptr_no_checks().clear();
-    delete hook;
+    if (strayed) hook.release()->orphan();
   }
   void release_resources() override {
     auto* hook = leave_block();
@@ -357,9 +374,7 @@ void prepare(c10::StorageImpl& storage) {
 }
 
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
-  auto* hook = hook_of(storage);
-  storage.set_allocator(hook);
-  return hook->arm(sharer);
+  return hook_of(storage)->arm(sharer);
 }
 
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool) noexcept {
