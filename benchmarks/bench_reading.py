@@ -44,7 +44,7 @@ SMALL = {
 def test_small_operator(name, tiny, compare):
     """A thousand calls on a 32 x 32 tensor.
 
-    The baseline is a deep copy: reading ``tensor.__dict__``, as any deep copy does with its source and its result, makes
+    The baseline is a deep copy: reading ``tensor.__dict__``, as deep copies do with its source and its result, makes
     Python look up methods 60 ns slower from then on.
     """
     act = SMALL[name]

@@ -308,3 +308,44 @@ def test_training_of_siblings_in_parallel():
     for one, other in zip(alone, siblings, strict=True):
         assert_same(freeze(one), other, "a sibling trained in parallel")
     torchcow.testing.verify()
+
+
+@pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="no process starts under that sanitizer")
+@pytest.mark.parametrize("first", ["torchcow", "pool"])
+def test_a_reader_that_never_ran_python(first, tmp_path):
+    """`torch.jit.fork` reads in threads of torch. Break: nobody watches for their start. Then the reader meets memory
+    that was not written yet, after a skip, and memory that was freed (a crash)."""
+    program = tmp_path / "program.py"  # torch.jit.script wants to read it
+    program.write_text("""
+import sys, torch
+
+@torch.jit.script
+def read(x: torch.Tensor, times: int):
+    wrong = 0
+    for _ in range(times):
+        least = float(x.min())
+        if least != 1.0 and least != 2.0:
+            wrong += 1
+    return wrong
+
+@torch.jit.script
+def start(x: torch.Tensor, times: int) -> torch.jit.Future[int]:
+    return torch.jit.fork(read, x, times)
+
+if sys.argv[1] == "pool":
+    start(torch.ones(1), 1).wait()
+import torchcow
+torchcow._C.poison_skipped(True)
+wrong = 0
+for _ in range(150):
+    source = torch.ones(512, 512)
+    clone = torchcow.clone(source)
+    result = start(source, 60)
+    source.fill_(2)
+    del clone
+    litter = [torch.full((512, 512), 7.0) for _ in range(3)]
+    wrong += result.wait()
+print(wrong)
+""")
+    out = run_script("import runpy, sys; runpy.run_path(sys.argv[2])", first, str(program))
+    assert int(out) == 0

@@ -2,11 +2,13 @@
 
 #include "barrier.h"
 #include "cuda_kernels.h"
+#include "inter_op.h"
 #include "write_hook.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "The native engine of torchcow.";
   torchcow::install_gil_hooks();
+  torchcow::inter_op::watch();
   torchcow::write_hook::install();
   torchcow::install_barrier();
   torchcow::install_cuda_kernels();

@@ -1,5 +1,7 @@
 #include "retire.h"
 
+#include "inter_op.h"
+
 #include <algorithm>
 #include <chrono>
 
@@ -19,7 +21,7 @@ bool still_reads(const Leaver& leaver) noexcept {
 
 }  // namespace
 
-bool alone() noexcept { return other_threads != nullptr && !other_threads(); }
+bool alone() noexcept { return other_threads != nullptr && !inter_op::started() && !other_threads(); }
 
 double steady_seconds() noexcept {
   using namespace std::chrono;

@@ -1,6 +1,7 @@
 #include "family.h"
 
 #include "core/barrier.h"
+#include "core/inter_op.h"
 #include "core/materialize.h"
 #include "core/retire.h"
 #include "core/verify.h"
@@ -97,6 +98,7 @@ at::Tensor numbers(std::int64_t count) { return at::arange(1, count + 1, at::kFl
 void EngineTest::SetUpTestSuite() {
   static const bool installed = [] {
     write_hook::install();
+    inter_op::watch();
     install_barrier();
     return true;
   }();
