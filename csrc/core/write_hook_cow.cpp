@@ -373,9 +373,7 @@ void prepare(c10::StorageImpl& storage) {
   table_of(storage) = hooked_table();
 }
 
-c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
-  return hook_of(storage)->arm(sharer);
-}
+c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept { return hook_of(storage)->arm(sharer); }
 
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool) noexcept {
   hook_of(storage)->reseat(std::move(memory));
