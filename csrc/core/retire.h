@@ -11,8 +11,8 @@
 /// away from it (its leavers) is
 ///   1. dead, or
 ///   2. held by a single tensor, so that no alias is left, and either
-///      2a. no other thread can run Python, and torch has started no threads that run operators without (inter_op.h),
-///      or 2b. it moved away more than `grace_seconds` ago. Nothing tells whether an operator in another
+///      2a. no other thread can be inside an operator (`alone`), or
+///      2b. it moved away more than `grace_seconds` ago. Nothing tells whether an operator in another
 ///          thread still runs: a method call on a tensor holds no reference of its own.
 /// Other blocks wait in `registry().retired` and are looked at again whenever the engine runs. A block
 /// that may be read by a leaver is not stolen either: the thief could free it.
@@ -36,7 +36,7 @@ void retire(Block& block, Garbage& garbage) noexcept;
 /// Frees retired blocks that nobody can read any more. The registry's mutex is held.
 void sweep_retired(Garbage& garbage) noexcept;
 
-/// Can no other thread be inside an operator?
+/// Can no other thread be inside an operator? Those that run Python, and those of inter_op.h.
 [[nodiscard]] bool alone() noexcept;
 
 /// Installed by the bindings: may a thread other than the caller be inside an operator? Called with the
