@@ -6,7 +6,6 @@ Every collective writes the source, a clone, or a clone's clone, and deep copies
 from __future__ import annotations
 
 import copy
-import gc
 import sys
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 import torchcow
 import torchcow.testing
+from _oracle import assert_same, attempt, raised_alike
 
 RANK = int(sys.argv[1])
 SHAPE = (64, 64)
@@ -56,14 +56,10 @@ COLLECTIVES = {
 }
 
 
-def attempt(collective, tensors):
-    try:
-        collective(*tensors)
-    except Exception as error:  # the clone must raise what the deep copy raises
-        return type(error)
-    finally:
-        dist.barrier()
-    return None
+def run(collective, tensors):
+    result = attempt(collective, *tensors)
+    dist.barrier()
+    return result
 
 
 def check(name, count, collective, written):
@@ -74,11 +70,9 @@ def check(name, count, collective, written):
     clone = torchcow.clone(source)
     family = [source, clone, torchcow.clone(clone)]
     oracle = [copy.deepcopy(make()) for _ in family]
-    want, got = attempt(collective, oracle[written]), attempt(collective, family[written])
-    assert got is want, f"{name}: expected {want}, got {got}"
+    raised_alike(run(collective, oracle[written]), run(collective, family[written]), name)
     for relative, (expected, tensors) in enumerate(zip(oracle, family, strict=True)):
-        same = all(torch.equal(a, b) for a, b in zip(expected, tensors, strict=True))
-        assert same, f"{name}: wrote relative {written}, relative {relative} differs"
+        assert_same(expected, tensors, f"{name}: wrote relative {written}, looking at {relative}")
     torchcow.testing.verify()
 
 
@@ -96,8 +90,8 @@ def train(model):
         optimizer.step()
 
 
-def same_state(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def assert_same_state(a, b, what):
+    assert_same(a.state_dict(), b.state_dict(), what)
 
 
 def check_data_parallel():
@@ -108,13 +102,14 @@ def check_data_parallel():
     wrapped_oracle = torch.nn.parallel.DistributedDataParallel(oracle)
     train(wrapped)
     train(wrapped_oracle)
-    assert same_state(clone, oracle), "a wrapped clone trains differently"
-    assert same_state(model, untouched) and same_state(sibling, untouched), "training a wrapped clone reached others"
+    assert_same_state(oracle, clone, "a wrapped clone was trained")
+    assert_same_state(untouched, model, "a wrapped clone was trained, looking at its source")
+    assert_same_state(untouched, sibling, "a wrapped clone was trained, looking at its sibling")
     second, second_oracle = torchcow.clone(wrapped), copy.deepcopy(wrapped_oracle)
     train(second)
     train(second_oracle)
-    assert same_state(second, second_oracle), "the clone of a wrapped model trains differently"
-    assert same_state(wrapped, wrapped_oracle), "training the clone of a wrapped model reached it"
+    assert_same_state(second_oracle, second, "the clone of a wrapped model was trained")
+    assert_same_state(wrapped_oracle, wrapped, "the clone of a wrapped model was trained, looking at that model")
     torchcow.testing.verify()
 
 
@@ -125,6 +120,5 @@ if __name__ == "__main__":
     for name, (count, collective) in COLLECTIVES.items():
         for written in range(3):
             check(name, count, collective, written)
-            gc.collect()
     check_data_parallel()
     dist.destroy_process_group()

@@ -13,6 +13,7 @@ import copy
 import enum
 import functools
 import io
+import os
 import random
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import types
 import weakref
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.hooks import RemovableHandle
 
@@ -28,6 +30,14 @@ import torchcow.testing
 
 TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 SIDE = 64  # 64 x 64 float32 = 16 KB
+
+
+def not_under(sanitizer, reason):
+    """A mark for tests that the named sanitizer's runtime (it is preloaded) cannot run."""
+    return pytest.mark.skipif(f"lib{sanitizer}" in os.environ.get("LD_PRELOAD", ""), reason=reason)
+
+
+STARTS_PROCESSES = not_under("tsan", "no process starts under that sanitizer")
 
 
 def seed(value=0):
@@ -235,6 +245,15 @@ def attempt(function, *args, **kwargs):
         return "raised", type(error)
 
 
+def raised_alike(want, got, what):
+    """Two results of `attempt` must have ended alike; says whether both raised."""
+    assert got[0] == want[0], f"{what}: expected {want}, got {got}"
+    raised = want[0] == "raised"
+    if raised:
+        assert got[1] is want[1], f"{what}: expected {want[1]}, got {got[1]}"
+    return raised
+
+
 def tensors_of(obj):
     """All tensors of an object graph, each once."""
     freezer = _Freezer(False)
@@ -288,9 +307,7 @@ def check_isolation(make, write, *, orders=ORDERS, writes=True, adds_up=True, ta
         for name in order:
             want = attempt(write, pick(oracle[name]))
             got = attempt(write, early if name == "source" else pick(family[name]))
-            assert got[0] == want[0], f"writing {name}: expected {want}, got {got}"
-            if want[0] == "raised":
-                assert got[1] is want[1], f"writing {name}: expected {want[1]}, got {got[1]}"
+            raised_alike(want, got, f"writing {name}")
             for relative in family:
                 what = f"order {'-'.join(order)}, after writing {name}, looking at {relative}"
                 assert_same(oracle[relative], family[relative], what)
@@ -300,6 +317,15 @@ def check_isolation(make, write, *, orders=ORDERS, writes=True, adds_up=True, ta
         if adds_up:
             del early
             assert_adds_up(*family.values())
+
+
+def regrown(tensor):
+    """Frees the tensor's memory and takes new of the same size; returns the storage, whose bytes are not set."""
+    storage = tensor.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    storage.resize_(size)
+    return storage
 
 
 def saved_and_loaded(obj):

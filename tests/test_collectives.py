@@ -5,7 +5,6 @@ Break: a stand-in for `clone` that shares and never copies; the first collective
 
 from __future__ import annotations
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,10 +12,12 @@ import sys
 import pytest
 import torch
 
+from _oracle import STARTS_PROCESSES
+
 PROGRAM = pathlib.Path(__file__).with_name("_collectives.py")
 
 
-@pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="no process starts under that sanitizer")
+@STARTS_PROCESSES
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_collectives_and_data_parallel(tmp_path):
     command = [sys.executable, "-X", "faulthandler", "-W", "ignore", str(PROGRAM)]

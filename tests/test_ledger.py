@@ -248,7 +248,7 @@ now = torchcow.ledger()
 assert (now.blocks, now.sharers, now.retired_blocks) == (2, 2, 0), now
 assert len(_names._roots) <= 2, len(_names._roots)
 """)
-    assert int(out) < 150_000, f"{out} KB more"
+    assert int(out) < 50_000, f"{out} KB more"
 
 
 def test_verify_names_a_write_that_nobody_noticed():

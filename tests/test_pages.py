@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 import torchcow
-from _oracle import saved_and_loaded
+from _oracle import not_under, regrown, saved_and_loaded
 
 COUNT = 3 << 18  # floats: three megabytes, more than a huge page
 SHARED = pytest.mark.sharing
@@ -36,9 +35,7 @@ def _grown(tensor):
 
 def _freed_and_grown(tensor):
     kept = tensor.clone()
-    size = tensor.untyped_storage().nbytes()
-    tensor.untyped_storage().resize_(0)
-    tensor.untyped_storage().resize_(size)
+    regrown(tensor)
     return tensor.copy_(kept)
 
 
@@ -75,7 +72,7 @@ def test_what_torch_does_with_memory(use):
 
 
 @SHARED
-@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="malloc only, for that sanitizer to watch")
+@not_under("asan", "malloc only, for that sanitizer to watch")
 def test_freed_memory_serves_the_next_write_while_something_is_shared():
     tensor, source, _ = written()
     address = tensor.const_data_ptr() if hasattr(tensor, "const_data_ptr") else tensor.data_ptr()

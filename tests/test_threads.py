@@ -8,7 +8,6 @@ Timing decides how soon: the thread sanitizer sees at once what these runs may m
 from __future__ import annotations
 
 import faulthandler
-import os
 import threading
 import time
 
@@ -18,7 +17,7 @@ from torch import nn
 
 import torchcow
 import torchcow.testing
-from _oracle import SIDE, assert_same, freeze, run_script, seed
+from _oracle import SIDE, STARTS_PROCESSES, assert_same, freeze, run_script, seed
 
 SECONDS = 1.5
 THREADS = 8
@@ -215,7 +214,7 @@ def test_hogwild_reader():
     assert not torn, f"sums that no value ever gave: freed memory was read: {torn[:3]}"
 
 
-@pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="no process starts under that sanitizer")
+@STARTS_PROCESSES
 @pytest.mark.parametrize("ends", ["steal", "drop"])
 def test_memory_under_a_reader_is_not_freed(ends):
     """Break: `retire` that always frees at once; a steal although somebody reads. Freed memory is unmapped here, so the
@@ -310,7 +309,7 @@ def test_training_of_siblings_in_parallel():
     torchcow.testing.verify()
 
 
-@pytest.mark.skipif("libtsan" in os.environ.get("LD_PRELOAD", ""), reason="no process starts under that sanitizer")
+@STARTS_PROCESSES
 @pytest.mark.parametrize("first", ["torchcow", "pool"])
 def test_a_reader_that_never_ran_python(first, tmp_path):
     """`torch.jit.fork` reads in threads of torch. Break: nobody watches for their start. Then the reader meets memory
