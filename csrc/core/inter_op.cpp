@@ -13,7 +13,8 @@ namespace torchcow::inter_op {
 
 namespace {
 
-std::atomic<bool> pool_started{true};
+std::atomic<bool> watched{false};
+std::atomic<bool> pool_started{false};
 
 std::shared_ptr<c10::TaskThreadPoolBase> start(int, int size, bool) {
   pool_started = true;
@@ -47,15 +48,16 @@ bool put_in_front() {
 }  // namespace
 
 void watch() {
-  static const bool watched = put_in_front();
-  if (!watched) return;
+  // In front first: a start in between is noticed by one of the two.
+  if (!put_in_front()) return;
   try {
-    pool_started = found_among_threads();
+    if (found_among_threads()) pool_started = true;
+    watched = true;
   } catch (const std::exception&) {
-    pool_started = true;
+    // Nobody knows, so it counts as started.
   }
 }
 
-bool started() noexcept { return pool_started; }
+bool started() noexcept { return !watched || pool_started; }
 
 }  // namespace torchcow::inter_op
