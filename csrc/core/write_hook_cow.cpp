@@ -102,6 +102,7 @@ class Hook final : public c10::Allocator {
     all_hooks()[&storage] = this;
     context_ = static_cast<Context*>(context.release());
     count_of(*context_) = endless;
+    storage.set_allocator(this);
   }
 
   Hook(const Hook&) = delete;
@@ -110,7 +111,6 @@ class Hook final : public c10::Allocator {
 
   /// The storage is dead. Whoever took a DataPtr out of it keeps the context, and its memory, as torch's own would be.
   void orphan() {
-    if (storage_ == nullptr) return;
     {
       std::lock_guard lock(registry().mutex);
       all_hooks().erase(std::exchange(storage_, nullptr));
@@ -120,7 +120,6 @@ class Hook final : public c10::Allocator {
   }
 
   c10::DataPtr allocate(std::size_t bytes) override {
-    c10::StorageImpl* storage = nullptr;
     {
       std::unique_lock lock(registry().mutex);
       if (storage_ == nullptr || !gave_up()) {
@@ -128,9 +127,8 @@ class Hook final : public c10::Allocator {
         return original_->allocate(bytes);
       }
       if (sharer() == nullptr) return answer();
-      storage = storage_;
     }
-    first_write(storage);
+    first_write(storage_);
     std::lock_guard lock(registry().mutex);
     return answer();
   }
@@ -156,8 +154,7 @@ class Hook final : public c10::Allocator {
   }
 
   c10::DataPtr arm(Sharer& sharer) {
-    strayed_ = placed_ && strayed();
-    placed_ = true;
+    strayed_ = strayed();
     storage_->set_allocator(this);
     c10::DataPtr old;
     if (lingers()) {
@@ -277,7 +274,6 @@ class Hook final : public c10::Allocator {
   Context* context_ = nullptr;  ///< owns the memory of a storage that lingers
   Sharer* sharer_ = nullptr;
   bool closed_ = false;
-  bool placed_ = false;
   bool strayed_ = false;  ///< another storage may have this as its allocator (9)
 };
 
