@@ -222,8 +222,8 @@ def test_retired_memory_is_counted_and_given_back():
 
 
 def test_many_rounds_take_no_more_memory_than_few():
-    """Break: leavers kept as long as their block. Their storages' structs then lie scattered over the heap, so that a
-    source with 2,000 clones, one after the other, took as much memory as 2,000 tensors."""
+    """Break: leavers kept as long as their block. Their storages' structs then lie scattered over the heap, and the
+    process grew by 4 to 72 MB; it grows by 0 without the break, and by 1.5 MB under AddressSanitizer."""
     out = run_script("""
 import torch, torchcow
 from torchcow import _names
@@ -248,7 +248,7 @@ now = torchcow.ledger()
 assert (now.blocks, now.sharers, now.retired_blocks) == (2, 2, 0), now
 assert len(_names._roots) <= 2, len(_names._roots)
 """)
-    assert int(out) < 50_000, f"{out} KB more"
+    assert int(out) < 3_000, f"{out} KB more"
 
 
 def test_verify_names_a_write_that_nobody_noticed():
