@@ -6,7 +6,6 @@ Catches: any object of plain Python, memo entry, cycle or error that the wrapper
 from __future__ import annotations
 
 import copy
-import sys
 import unittest
 
 import pytest
@@ -17,9 +16,6 @@ SUITES = ["test_copy", "test_deque", "test_ordered_dict", "test_slice", "test_we
 
 
 def deepcopy(obj, memo=None, _nil=None):
-    # The walk of a clone that runs comes back here with its memo: it goes on in copy itself.
-    if memo is not None and id(memo) in sys.modules["torchcow.clone"]._calls:
-        return _deepcopy(obj, memo)
     calls.append(type(obj))
     return torchcow.clone(obj, memo)
 

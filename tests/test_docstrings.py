@@ -9,7 +9,7 @@ import importlib
 import pytest
 import torch
 
-MODULES = ["clone", "ledger", "materialize", "testing"]
+MODULES = ["clone", "ledger", "materialize", "patch", "testing"]
 
 
 @pytest.mark.tiny

@@ -43,7 +43,7 @@ def test_files_that_are_linked_exist(document: str) -> None:
 
 
 def test_demo_options_that_are_named_exist() -> None:
-    cli = pytest.importorskip("torchcow.demo.cli")
+    cli = pytest.importorskip("torchcow.cli")
     options = cli._parser().parse_args(["demo"])
     named = set(re.findall(r"--(variants|device|model|seed)\b", (ROOT / "README.md").read_text()))
     assert named == {"variants", "device", "model", "seed"}

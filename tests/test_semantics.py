@@ -519,7 +519,6 @@ ERRORS = {
     "own error, deep": lambda: [matrix(), {"x": [matrix(), Raises()]}],
     "error in __getstate__": RaisesInState,
     "mkldnn": lambda: matrix().to_mkldnn(),
-    "300 nested modules": lambda: nested_modules(300),
     "ctypes pointer": lambda: __import__("ctypes").pointer(__import__("ctypes").c_int(3)),
 }
 

@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include "barrier.h"
+#include "clone.h"
 #include "cuda_kernels.h"
 #include "inter_op.h"
 #include "write_hook.h"
@@ -12,6 +13,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   torchcow::write_hook::install();
   torchcow::install_barrier();
   torchcow::install_cuda_kernels();
+  torchcow::install_entries();
   torchcow::bind_clone(module);
   torchcow::bind_ledger(module);
   torchcow::bind_testing(module);

@@ -76,6 +76,8 @@ Words words_for(Reason reason) noexcept {
       return {"hook", "torch's own copy-on-write or another write hook is on the storage"};
     case Reason::layout:
       return {"layout", "deepcopy gives the parameter other strides, or resolves a conjugate or negative view"};
+    case Reason::excluded:
+      return {"excluded", "torchcow.patch(exclude=...) names the class of an object that holds the tensor"};
     case Reason::kind:
       return {"kind", "the tensor is quantized, sparse, nested, or of a subclass that copies itself"};
   }

@@ -31,6 +31,7 @@ enum class Reason : std::uint8_t {
   capture,  ///< a graph is being captured on its stream
   hook,     ///< torch's own copy-on-write, or another write hook, is on the storage
   layout,   ///< a parameter that deepcopy compacts (not dense), or a conjugate or negative view
+  excluded, ///< patch(exclude=...) names the class of an object that holds it
   kind,     ///< quantized, sparse, nested or a subclass that copies itself
 };
 

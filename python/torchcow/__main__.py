@@ -2,7 +2,7 @@
 
 import sys
 
-from torchcow.demo.cli import main
+from torchcow.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

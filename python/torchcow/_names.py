@@ -15,7 +15,7 @@ _roots: dict[int, weakref.ref[torch.nn.Module]] = {}
 
 
 def remember(*objs: Any) -> None:
-    """Keep (weakly) the modules among the sources and results of ``clone``, to be searched for names."""
+    """Keep (weakly) a module that was cloned, and its clone, to be searched for names."""
     for obj in objs:
         key = id(obj)
         # No isinstance: it would ask the object for its __class__, which runs foreign code.
@@ -37,3 +37,4 @@ def find(storage: int) -> str | None:
 
 
 _C.set_name_finder(find)
+_C.set_remember(remember)

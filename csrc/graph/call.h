@@ -1,0 +1,71 @@
+#pragma once
+
+#include "python.h"
+
+#include "share.h"
+
+/// One call of clone, and how nested deep copies find it.
+///
+/// User code that is called in the middle gets the memo, and may call `copy.deepcopy` with it. What it copies then
+/// belongs to the same call and shares memory too. So a running call is found by its memo.
+///
+/// An object of an excluded class is copied *apart*: with everything in it that has no copy yet, and without sharing.
+///
+/// Threads: under the interpreter lock.
+
+namespace torchcow {
+
+class Call {
+ public:
+  /// `excluded`: a tuple of classes, or nothing.
+  explicit Call(bool strict, py::object excluded = {}) : strict_(strict), excluded_(std::move(excluded)) {}
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  SharingCall sharing;
+
+  /// False while something is copied apart.
+  [[nodiscard]] bool shares() const noexcept { return apart_ == 0; }
+  [[nodiscard]] bool excludes_any() const noexcept { return static_cast<bool>(excluded_); }
+  /// Must objects of this class be copied apart?
+  [[nodiscard]] bool excludes(PyTypeObject* type) const noexcept;
+
+  /// Ends the call: confirms each block that it made, or takes the share back where somebody may hold a raw pointer
+  /// (references.cpp).
+  void finish();
+
+  /// The running call with this memo, or nullptr.
+  static Call* running(PyObject* memo);
+
+ private:
+  friend class Apart;
+  bool strict_;
+  py::object excluded_;
+  int apart_ = 0;
+};
+
+/// As long as it lives, `call` copies and does not share.
+class Apart {
+ public:
+  explicit Apart(Call& call) noexcept : call_(call) { ++call_.apart_; }
+  ~Apart() { --call_.apart_; }
+  Apart(const Apart&) = delete;
+  Apart& operator=(const Apart&) = delete;
+
+ private:
+  Call& call_;
+};
+
+/// As long as it lives, `memo` leads to `call`. The memo must outlive it.
+class Running {
+ public:
+  Running(PyObject* memo, Call& call);
+  ~Running();
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  PyObject* memo_;
+};
+
+}  // namespace torchcow

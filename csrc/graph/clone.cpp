@@ -1,0 +1,138 @@
+#include "clone.h"
+
+#include "stack.h"
+#include "tensors.h"
+#include "walk.h"
+
+#include <utility>
+
+namespace torchcow {
+
+namespace {
+
+PyObject* excluded_classes = nullptr;     // a tuple while a patch is on
+py::function* remember_module = nullptr;  // lives as long as the process
+
+using Copier = py::object (*)(Memo&, PyObject*);
+
+template <Copier copier>
+py::object entry(const py::object& source, const py::object& memo) {
+  check_stack();
+  auto& protocol = Protocol::get();
+  Call* call = Call::running(memo.ptr());
+  if (call == nullptr || !PyDict_CheckExact(memo.ptr())) return protocol.inherited(source.ptr(), memo.ptr());
+  Memo known(*call, memo);
+  py::object copy;
+  if (call->shares() && protocol.treatment_of(Py_TYPE(source.ptr())) != Treatment::entry) {
+    copy = copier(known, source.ptr());
+  }
+  if (!copy) {
+    copy = protocol.inherited(source.ptr(), memo.ptr());
+    if (Py_TYPE(source.ptr()) != protocol.storage_type) meet_or_record(known, source.ptr(), copy.ptr());
+  }
+  return copy;
+}
+
+/// Tensor subclasses that user code copied with the memo copy themselves.
+void record_subclasses(const Call& call, PyObject* memo) {
+  if (!call.shares()) return;
+  const auto& protocol = Protocol::get();
+  const auto copies = steal(PyDict_Values(memo));
+  for (const auto copy : py::reinterpret_borrow<py::list>(copies)) {
+    auto* type = Py_TYPE(copy.ptr());
+    if (type != protocol.tensor_type && type != protocol.parameter_type && PyType_IsSubtype(type, protocol.tensor_type)) {
+      record_if_copied(copy.ptr());
+    }
+  }
+}
+
+py::object walk(Call& call, const py::object& source, const py::object& given) {
+  if (given.is_none()) {
+    Memo memo(call);
+    auto copy = Walk(memo).copy(source.ptr());
+    if (!memo.hidden()) record_subclasses(call, memo.dict());
+    return copy;
+  }
+  const Running running(given.ptr(), call);
+  Memo memo(call, given);
+  auto copy = Walk(memo).copy(source.ptr());
+  record_subclasses(call, given.ptr());
+  return copy;
+}
+
+/// A copy with a memo of its own, or the caller's.
+py::object copy_by(Call& call, const py::object& source, const py::object& memo) {
+  py::object copy;
+  try {
+    copy = walk(call, source, memo);
+  } catch (...) {
+    call.finish();
+    throw;
+  }
+  call.finish();
+  return copy;
+}
+
+/// With a mapping of somebody's own, or no mapping at all, copy knows what to do.
+bool is_unusual(const py::object& memo) { return !memo.is_none() && !PyDict_CheckExact(memo.ptr()); }
+
+py::object copy_within(Call& running, const py::object& source, const py::object& memo) {
+  Memo known(running, memo);
+  return Walk(known).copy(source.ptr());
+}
+
+void remember(const py::object& source, const py::object& copy) {
+  if (remember_module != nullptr && PyType_IsSubtype(Py_TYPE(source.ptr()), Protocol::get().module_type)) {
+    (*remember_module)(source, copy);
+  }
+}
+
+}  // namespace
+
+py::object clone(const py::object& source, const py::object& memo, bool strict) {
+  check_stack();
+  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
+  if (Call* running = Call::running(memo.ptr())) return copy_within(*running, source, memo);
+  Call call(strict);
+  auto copy = copy_by(call, source, memo);
+  remember(source, copy);
+  return copy;
+}
+
+py::object patched_deepcopy(const py::object& source, const py::object& memo) {
+  check_stack();
+  if (Call* running = Call::running(memo.ptr())) return copy_within(*running, source, memo);
+  if (excluded_classes == nullptr) return ordinary_deepcopy(source, memo);
+  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
+  Call call(false, borrow(excluded_classes));
+  auto copy = copy_by(call, source, memo);
+  remember(source, copy);
+  return copy;
+}
+
+py::object ordinary_deepcopy(const py::object& source, const py::object& memo) {
+  check_stack();
+  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
+  if (Call* running = Call::running(memo.ptr())) {
+    const Apart apart(*running);
+    return copy_within(*running, source, memo);
+  }
+  Call call(false);
+  const Apart apart(call);
+  return copy_by(call, source, memo);
+}
+
+void set_patch(const py::object& excluded) {
+  PyObject* classes = excluded.is_none() ? nullptr : excluded.inc_ref().ptr();
+  Py_XDECREF(std::exchange(excluded_classes, classes));
+}
+
+void set_remember(const py::function& remember) { remember_module = new py::function(remember); }
+
+void install_entries() {
+  Protocol::get().install(py::cpp_function(&entry<copy_parameter>, py::arg("source"), py::arg("memo")),
+                          py::cpp_function(&entry<copy_tensor>, py::arg("source"), py::arg("memo")),
+                          py::cpp_function(&entry<copy_storage>, py::arg("source"), py::arg("memo")));
+}
+
+}  // namespace torchcow

@@ -1,0 +1,135 @@
+#include "walk.h"
+
+namespace torchcow {
+
+// list: `copy` grows; `position` is the next member; `pending` the member that is being copied.
+PyObject* Walk::resume_list(PyObject* result) {
+  PyObject* const source = top().source.ptr();
+  PyObject* const copy = top().copy.ptr();
+  auto made = py::reinterpret_steal<py::object>(result);
+  Py_ssize_t position = top().position;
+  for (;;) {
+    if (made) {
+      check(PyList_Append(copy, made.ptr()));
+      made = {};
+      ++position;
+    }
+    if (position >= PyList_GET_SIZE(source)) break;
+    auto member = borrow(PyList_GET_ITEM(source, position));
+    const auto depth = frames_.size();
+    made = py::reinterpret_steal<py::object>(enter(member.ptr()));
+    if (!made) {
+      auto& frame = frames_[depth - 1];
+      frame.position = position;
+      frame.pending = std::move(member);
+      return nullptr;
+    }
+  }
+  return finish(std::move(top().copy));
+}
+
+PyObject* Walk::enter_tuple(PyObject* source) {
+  if (memo_.hidden()) {
+    Py_ssize_t atomic = 0;
+    while (atomic < PyTuple_GET_SIZE(source) && protocol_.plainly_atomic(Py_TYPE(PyTuple_GET_ITEM(source, atomic)))) {
+      ++atomic;
+    }
+    if (atomic == PyTuple_GET_SIZE(source)) return borrow(source).release().ptr();
+  }
+  push(Frame::Kind::tuple, source).base = values_.size();
+  return nullptr;
+}
+
+// tuple: the copies of members wait in `values_`; `position` counts them.
+PyObject* Walk::resume_tuple(PyObject* result) {
+  const auto source = top().source;
+  const auto base = top().base;
+  const auto size = PyTuple_GET_SIZE(source.ptr());
+  auto made = py::reinterpret_steal<py::object>(result);
+  for (;;) {
+    if (made) values_.push_back(std::move(made));
+    const auto position = static_cast<Py_ssize_t>(values_.size() - base);
+    if (position == size) break;
+    made = py::reinterpret_steal<py::object>(enter(PyTuple_GET_ITEM(source.ptr(), position)));
+    if (!made) return nullptr;
+  }
+  // A member that refers back to the tuple has copied it already.
+  if (PyObject* known = memo_.find(source.ptr())) {
+    auto copy = borrow(known);
+    values_.resize(base);
+    return finish(std::move(copy));
+  }
+  bool same = true;
+  for (Py_ssize_t i = 0; i < size; ++i) same = same && values_[base + i].ptr() == PyTuple_GET_ITEM(source.ptr(), i);
+  if (same) {
+    values_.resize(base);
+    return finish(source);
+  }
+  auto copy = steal(PyTuple_New(size));
+  for (Py_ssize_t i = 0; i < size; ++i) PyTuple_SET_ITEM(copy.ptr(), i, values_[base + i].release().ptr());
+  values_.resize(base);
+  return finish(std::move(copy));
+}
+
+// dict: `copy` grows; `position` is PyDict_Next's; `pending` is the key under way. Python evaluates
+// `y[deepcopy(key)] = deepcopy(value)` from the right: phase 0 copies a value; phase 1 its key, with the copied value
+// in `extra`.
+PyObject* Walk::resume_dict(PyObject* result) {
+  const auto depth = frames_.size();
+  const auto frame = [&]() -> Frame& { return frames_[depth - 1]; };
+  PyObject* const source = top().source.ptr();
+  PyObject* const copy = top().copy.ptr();
+  auto made = py::reinterpret_steal<py::object>(result);
+  for (;;) {
+    if (made && frame().phase == 0) {
+      const auto key = frame().pending;
+      frame().extra = std::move(made);
+      frame().phase = 1;
+      made = py::reinterpret_steal<py::object>(enter(key.ptr()));
+      if (!made) return nullptr;
+    }
+    if (made) {
+      const auto value = std::move(frame().extra);
+      check(PyDict_SetItem(copy, made.ptr(), value.ptr()));
+      made = {};
+      frame().phase = 0;
+    }
+    PyObject *key, *value;
+    auto& here = frame();
+    if (PyDict_GET_SIZE(source) != here.size) {
+      PyErr_SetString(PyExc_RuntimeError, "dictionary changed size during iteration");
+      raise();
+    }
+    if (!PyDict_Next(source, &here.position, &key, &value)) break;
+    if (here.base++ == static_cast<std::size_t>(here.size)) {
+      PyErr_SetString(PyExc_RuntimeError, "dictionary keys changed during iteration");
+      raise();
+    }
+    here.pending = borrow(key);
+    const auto held = borrow(value);
+    made = py::reinterpret_steal<py::object>(enter(value));
+    if (!made) {
+      // The frame above holds the value from now on.
+      return nullptr;
+    }
+  }
+  return finish(std::move(top().copy));
+}
+
+PyObject* Walk::enter_ordered_dict(PyObject* source) {
+  PyObject* attributes = existing_dict(source);
+  const bool bare = attributes == nullptr || PyDict_GET_SIZE(attributes) == 0;
+  if (memo_.hidden() && bare && PyDict_GET_SIZE(source) == 0) return settled(source, steal(PyODict_New()));
+  return ask(source);
+}
+
+// method: `source.__self__` is being copied.
+PyObject* Walk::resume_method(PyObject* result) {
+  const auto source = top().source;
+  auto self = py::reinterpret_steal<py::object>(result);
+  if (!self) self = py::reinterpret_steal<py::object>(enter(PyMethod_GET_SELF(source.ptr())));
+  if (!self) return nullptr;
+  return finish(steal(PyMethod_New(PyMethod_GET_FUNCTION(source.ptr()), self.ptr())));
+}
+
+}  // namespace torchcow

@@ -1,0 +1,66 @@
+#pragma once
+
+#include "call.h"
+
+#include <c10/core/Storage.h>
+
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+/// The memo of a deep copy: which object was copied to which, by identity.
+///
+/// It is *hidden* as long as no user code can see it: a table of ours, several times faster than a dict. The first
+/// method or table entry that wants the memo gets a dict with everything that a deep copy would have put into it: the copies
+/// under the identities of their sources, the list that keeps sources alive under the identity of the memo itself, and the storages
+/// under "torch". From then on that dict is the memo, with all that its holder does to it. A memo that the caller brings
+/// is a dict from the start.
+///
+/// One entry is left out while the memo is hidden: that of an instance's `__dict__`, if nobody but the instance refers to it.
+///
+/// Ownership: sources and copies are kept alive as long as the memo lives.
+
+namespace torchcow {
+
+class Memo {
+ public:
+  explicit Memo(Call& call);
+  Memo(Call& call, py::object dict);
+  ~Memo();
+  Memo(const Memo&) = delete;
+  Memo& operator=(const Memo&) = delete;
+
+  [[nodiscard]] bool hidden() const noexcept { return !dict_; }
+  [[nodiscard]] Call& call() const noexcept { return *call_; }
+
+  /// The copy of `source`, borrowed, or nullptr.
+  PyObject* find(PyObject* source);
+  /// memo[id(source)] = copy
+  void put(PyObject* source, PyObject* copy);
+  /// What deepcopy does when an object is done: the entry, and the source kept alive.
+  void settle(PyObject* source, PyObject* copy);
+
+  /// The memo as user code sees it.
+  PyObject* dict();
+
+  /// The same for storages of tensors, by `memo["torch"]`; only while hidden.
+  const c10::Storage* find_storage(const c10::StorageImpl* source) const;
+  void put_storage(const c10::Storage& source, c10::Storage copy);
+
+ private:
+  struct Entry {
+    PyObject* source;
+    PyObject* copy;
+  };
+  std::size_t& slot_of(PyObject* source);
+  void grow();
+
+  Call* call_;
+  std::vector<Entry> entries_;
+  std::vector<std::size_t> slots_;  ///< a hash table of places in entries_, plus one; the size is a power of two
+  std::unordered_map<const c10::StorageImpl*, std::pair<c10::Storage, c10::Storage>> storages_;
+  py::object dict_;
+  std::optional<Running> running_;
+};
+
+}  // namespace torchcow

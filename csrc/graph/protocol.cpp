@@ -1,0 +1,285 @@
+#include "protocol.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <pybind11/eval.h>
+
+#include <algorithm>
+#include <string_view>
+
+namespace torchcow {
+
+namespace {
+
+/// Kept for the life of the process.
+PyObject* keep(py::object object) { return object.release().ptr(); }
+
+PyObject* intern(const char* name) { return keep(steal(PyUnicode_InternFromString(name))); }
+
+PyObject* of_type(PyTypeObject* type, PyObject* name) { return _PyType_Lookup(type, name); }
+
+/// Changes whenever the class or one of its bases does, and is never used twice; 0 if the class has run out of numbers.
+std::uint64_t version_of(PyTypeObject* type) {
+#if PY_VERSION_HEX < 0x030D0000
+  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
+#endif
+  return type->tp_version_tag;
+}
+
+/// Changes whenever the dict does.
+std::uint64_t version_of(PyObject* dict) {
+#if PY_VERSION_HEX < 0x030E0000
+  C10_DIAGNOSTIC_PUSH_AND_IGNORED_IF_DEFINED("-Wdeprecated-declarations")
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+  C10_DIAGNOSTIC_POP()
+#else
+  static std::uint64_t never_the_same = 0;  // Python keeps no count any more
+  (void)dict;
+  return ++never_the_same;
+#endif
+}
+
+/// `dict.get(key)`, borrowed; runs `__hash__` of a metaclass if there is one.
+PyObject* look_up(PyObject* dict, PyTypeObject* key) {
+  PyObject* found = PyDict_GetItemWithError(dict, reinterpret_cast<PyObject*>(key));
+  if (found == nullptr && PyErr_Occurred()) raise();
+  return found;
+}
+
+/// The function must be the one in torch's sources; a patch that came before us is honoured, not taken for torch's.
+PyObject* written_in(PyObject* function, std::string_view file) {
+  if (function == nullptr || !PyFunction_Check(function)) return nullptr;
+  auto name = borrow(function).attr("__code__").attr("co_filename").cast<std::string>();
+  return name.ends_with(file) ? keep(borrow(function)) : nullptr;
+}
+
+/// The same code in another function object: replacing the code of the first one leaves it as it is.
+PyObject* function_of_its_own(const py::object& function) {
+  if (!PyFunction_Check(function.ptr())) return keep(function);
+  const auto copy = steal(PyFunction_New(PyFunction_GET_CODE(function.ptr()), PyFunction_GET_GLOBALS(function.ptr())));
+  check(PyFunction_SetDefaults(copy.ptr(), PyFunction_GET_DEFAULTS(function.ptr())));
+  return keep(copy);
+}
+
+bool is_dunder(PyObject* name) {
+  if (!PyUnicode_CheckExact(name)) return true;  // equal to anything, for all we know
+  return PyUnicode_IS_ASCII(name) && PyUnicode_GET_LENGTH(name) > 2 && PyUnicode_1BYTE_DATA(name)[0] == '_' &&
+         PyUnicode_1BYTE_DATA(name)[1] == '_';
+}
+
+bool holds_dunder(PyObject* dict) {
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    if (is_dunder(key)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+Protocol& Protocol::get() {
+  static auto* protocol = new Protocol();
+  return *protocol;
+}
+
+Protocol::Protocol() {
+  names = {intern("__deepcopy__"),    intern("__reduce_ex__"),      intern("__reduce__"),
+           intern("__getstate__"),    intern("__setstate__"),       intern("__getnewargs__"),
+           intern("__getnewargs_ex__"), intern("__getattribute__"), intern("__getattr__"),
+           intern("__dict__"),        intern("__slotnames__"),      intern("__torch_function__"),
+           intern("data"),            intern("requires_grad"),      intern("_parameters"),
+           intern("_buffers"),        intern("_modules"),           intern("append"),
+           intern("items"),           intern("update"),             intern("__func__"),
+           intern("__self__"),        intern("torch"),              intern("add")};
+  empty_tuple = keep(steal(PyTuple_New(0)));
+
+  const auto copy = py::module_::import("copy");
+  const auto copyreg = py::module_::import("copyreg");
+  const auto attribute = [](const py::object& object, const char* name) { return keep(object.attr(name)); };
+  dispatch_ = attribute(copy, "_deepcopy_dispatch");
+  copy_atomic_ = keep(py::getattr(copy, "_deepcopy_atomic", py::none()));
+  copy_list_ = attribute(copy, "_deepcopy_list");
+  copy_tuple_ = attribute(copy, "_deepcopy_tuple");
+  copy_dict_ = attribute(copy, "_deepcopy_dict");
+  copy_method_ = attribute(copy, "_deepcopy_method");
+  copys_deepcopy = function_of_its_own(copy.attr("deepcopy"));
+  call_reconstruct = keep(py::eval("lambda source, memo, reduced: _reconstruct(source, memo, *reduced)",
+                                   copy.attr("__dict__")));
+  error = attribute(copy, "Error");
+  dispatch_table = attribute(copyreg, "dispatch_table");
+
+  object_reduce_ex_ = of_type(&PyBaseObject_Type, names.reduce_ex);
+  object_reduce_ = of_type(&PyBaseObject_Type, names.reduce);
+  object_getstate_ = of_type(&PyBaseObject_Type, names.getstate);  // nullptr before Python 3.11
+  object_getattribute_ = of_type(&PyBaseObject_Type, names.getattribute);
+
+  const auto torch = py::module_::import("torch");
+  const auto module_class = torch.attr("nn").attr("Module");
+  module_type = reinterpret_cast<PyTypeObject*>(keep(module_class));
+  parameter_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("nn").attr("Parameter")));
+  tensor_type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
+  storage_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("UntypedStorage")));
+  ordered_dict_type = &PyODict_Type;
+  device_mode_type =
+      reinterpret_cast<PyTypeObject*>(keep(py::module_::import("torch.utils._device").attr("DeviceContext")));
+  module_getattr_ = written_in(of_type(module_type, names.getattr), "torch/nn/modules/module.py");
+  module_setstate_ = written_in(of_type(module_type, names.setstate), "torch/nn/modules/module.py");
+  parameter_deepcopy_ = written_in(of_type(parameter_type, names.deepcopy), "torch/nn/parameter.py");
+  tensor_deepcopy_ = written_in(of_type(tensor_type, names.deepcopy), "torch/_tensor.py");
+  storage_deepcopy_ = written_in(of_type(storage_type, names.deepcopy), "torch/storage.py");
+  const auto enum_type = py::module_::import("enum").attr("Enum");
+  enum_deepcopy_ = written_in(of_type(reinterpret_cast<PyTypeObject*>(enum_type.ptr()), names.deepcopy), "enum.py");
+  parameter_torch_function_ = of_type(parameter_type, names.torch_function);
+  tensor_data_ = of_type(tensor_type, names.data);
+  tensor_requires_grad_ = of_type(tensor_type, names.requires_grad);
+
+  const auto blank = steal(PyBaseObject_Type.tp_new(module_type, empty_tuple, nullptr));
+  if (module_setstate_ != nullptr) borrow(module_setstate_)(blank, py::dict());
+  module_attributes_ = keep(py::tuple(blank.attr("__dict__")));
+
+  for (const char* name : {"NoneType", "EllipsisType", "NotImplementedType", "CodeType", "BuiltinFunctionType",
+                           "FunctionType"}) {
+    const auto types = py::module_::import("types");
+    if (py::hasattr(types, name)) atomic_types_.push_back(reinterpret_cast<PyTypeObject*>(attribute(types, name)));
+  }
+  for (PyTypeObject* type : {&PyLong_Type, &PyFloat_Type, &PyBool_Type, &PyComplex_Type, &PyBytes_Type,
+                             &PyUnicode_Type, &PyType_Type, &PyRange_Type, &PyProperty_Type, &_PyWeakref_RefType}) {
+    atomic_types_.push_back(type);
+  }
+}
+
+void Protocol::forget_if_tables_changed() {
+  const auto dispatch_version = version_of(dispatch_);
+  const auto copyreg_version = version_of(dispatch_table);
+  if (dispatch_version == dispatch_version_ && copyreg_version == copyreg_version_) return;
+  known_.fill({});
+  atomic_types_are_plain_ = copy_atomic_ != Py_None && std::ranges::all_of(atomic_types_, [&](PyTypeObject* type) {
+    return look_up(dispatch_, type) == copy_atomic_;
+  });
+  dispatch_version_ = dispatch_version;
+  copyreg_version_ = copyreg_version;
+}
+
+bool Protocol::plainly_atomic(PyTypeObject* type) {
+  forget_if_tables_changed();
+  if (!atomic_types_are_plain_) return false;
+  return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyBool_Type || type == &PyFloat_Type ||
+         type == Py_TYPE(Py_None) || type == &PyFunction_Type || type == &PyType_Type;
+}
+
+PyObject* Protocol::entry_of(PyTypeObject* type) { return look_up(dispatch_, type); }
+
+Treatment Protocol::treatment_of(PyTypeObject* type) {
+  forget_if_tables_changed();
+  auto& known = known_[(reinterpret_cast<std::uintptr_t>(type) >> 4) % known_.size()];
+  if (known.type == type && known.version != 0 && known.version == version_of(type)) return known.treatment;
+  const auto treatment = decide(type);
+  known = {type, version_of(type), treatment};
+  return treatment;
+}
+
+Treatment Protocol::decide(PyTypeObject* type) {
+  of_type(type, names.dict);  // gives the class a version number, if it had none
+  PyObject* entry = entry_of(type);
+  if (entry == nullptr) return decide_without_entry(type);
+  if (entry == copy_atomic_) return Treatment::atomic;
+  if (entry == copy_list_ && type == &PyList_Type) return Treatment::list;
+  if (entry == copy_tuple_ && type == &PyTuple_Type) return Treatment::tuple;
+  if (entry == copy_dict_ && type == &PyDict_Type) return Treatment::dict;
+  if (entry == copy_method_ && type == &PyMethod_Type) return Treatment::method;
+  if (entry == our_parameter_ && old_parameter_ == nullptr && inherits_parameter(type)) return Treatment::parameter;
+  const auto inherits = [&](PyObject* deepcopy) { return of_type(type, names.deepcopy) == deepcopy; };
+  if (entry == our_tensor_ && old_tensor_ == nullptr && inherits(tensor_deepcopy_)) return Treatment::tensor;
+  if (entry == our_storage_ && old_storage_ == nullptr && inherits(storage_deepcopy_)) return Treatment::storage;
+  return Treatment::entry;
+}
+
+Treatment Protocol::decide_without_entry(PyTypeObject* type) {
+  if (PyType_IsSubtype(type, &PyType_Type)) return Treatment::atomic;
+  if (look_up(dispatch_table, type) != nullptr) return Treatment::ask;
+  if (enum_deepcopy_ != nullptr && of_type(type, names.deepcopy) == enum_deepcopy_ &&
+      of_type(type, names.getattribute) == object_getattribute_)
+    return Treatment::atomic;
+  if (type == ordered_dict_type) return Treatment::ordered_dict;
+  if (type == &PySet_Type) return Treatment::set;
+  if (PyType_IsSubtype(type, parameter_type)) {
+    return inherits_parameter(type) ? Treatment::parameter : Treatment::ask;
+  }
+  if (!builds_like_object(type)) return Treatment::ask;
+  PyObject* getattr = of_type(type, names.getattr);
+  PyObject* setstate = of_type(type, names.setstate);
+  if (getattr == nullptr && setstate == nullptr) return Treatment::instance;
+  const bool of_torch = module_getattr_ != nullptr && module_setstate_ != nullptr;
+  return of_torch && getattr == module_getattr_ && setstate == module_setstate_ ? Treatment::module : Treatment::ask;
+}
+
+bool Protocol::builds_like_object(PyTypeObject* type) const {
+  if (type->tp_new != PyBaseObject_Type.tp_new || type->tp_itemsize != 0 || type->tp_dictoffset == 0) return false;
+  if (Py_TYPE(type)->tp_getattro != PyType_Type.tp_getattro) return false;
+  const PyObject* order = type->tp_mro;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(order); ++i) {
+    auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(order, i));
+    if (base != &PyBaseObject_Type && !PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) return false;
+  }
+  PyObject* dict = of_type(type, names.dict);
+  if (dict == nullptr || Py_TYPE(dict) != &PyGetSetDescr_Type) return false;
+  for (PyObject* name : {names.deepcopy, names.getnewargs, names.getnewargs_ex}) {
+    if (of_type(type, name) != nullptr) return false;
+  }
+  if (of_type(type, names.reduce_ex) != object_reduce_ex_ || of_type(type, names.reduce) != object_reduce_ ||
+      of_type(type, names.getstate) != object_getstate_ || of_type(type, names.getattribute) != object_getattribute_)
+    return false;
+  // As copyreg finds them. This may write the class, so the version is read afterwards.
+  const auto slots = steal(PyObject_CallMethod(py::module_::import("copyreg").ptr(), "_slotnames", "O", type));
+  of_type(type, names.dict);
+  return PyList_Check(slots.ptr()) && PyList_GET_SIZE(slots.ptr()) == 0;
+}
+
+bool Protocol::inherits_parameter(PyTypeObject* type) const {
+  return parameter_deepcopy_ != nullptr && of_type(type, names.deepcopy) == parameter_deepcopy_ &&
+         of_type(type, names.torch_function) == parameter_torch_function_ &&
+         of_type(type, names.data) == tensor_data_ && of_type(type, names.requires_grad) == tensor_requires_grad_ &&
+         of_type(type, names.getattribute) == object_getattribute_ && of_type(type, names.getattr) == nullptr;
+}
+
+bool Protocol::complete_module(PyObject* dict) const {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
+    if (!check(PyDict_Contains(dict, PyTuple_GET_ITEM(module_attributes_, i)))) return false;
+  }
+  return true;
+}
+
+bool Protocol::overrides(PyObject* dict, bool module) const {
+  if (holds_dunder(dict)) return true;
+  if (!module) return false;
+  for (PyObject* name : {names.parameters, names.buffers, names.modules}) {
+    PyObject* children = PyDict_GetItemWithError(dict, name);
+    if (children == nullptr) continue;
+    if (!PyDict_Check(children) || (PyDict_GET_SIZE(children) > 0 && holds_dunder(children))) return true;
+  }
+  return false;
+}
+
+void Protocol::install(py::object parameter, py::object tensor, py::object storage) {
+  const auto put = [&](PyTypeObject* type, const py::object& entry, PyObject*& ours, PyObject*& old) {
+    old = entry_of(type);
+    Py_XINCREF(old);
+    ours = keep(entry);
+    check(PyDict_SetItem(dispatch_, reinterpret_cast<PyObject*>(type), ours));
+  };
+  put(parameter_type, parameter, our_parameter_, old_parameter_);
+  put(tensor_type, tensor, our_tensor_, old_tensor_);
+  put(storage_type, storage, our_storage_, old_storage_);
+}
+
+py::object Protocol::inherited(PyObject* source, PyObject* memo) {
+  auto* type = Py_TYPE(source);
+  PyObject* old = type == parameter_type ? old_parameter_ : type == tensor_type ? old_tensor_
+                  : type == storage_type                                        ? old_storage_
+                                                                                : nullptr;
+  if (old != nullptr) return steal(PyObject_CallFunctionObjArgs(old, source, memo, nullptr));
+  return steal(PyObject_CallMethodObjArgs(source, names.deepcopy, memo, nullptr));
+}
+
+}  // namespace torchcow

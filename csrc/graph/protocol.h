@@ -1,0 +1,108 @@
+#pragma once
+
+#include "python.h"
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+/// What `copy`, `copyreg` and torch would do with an object, decided once for each class.
+///
+/// `copy.deepcopy` asks each object for its table entries and methods. Nearly always the answers are the
+/// defaults, and asking is the whole cost. So a class is asked once, and the answer is kept as long as Python's own
+/// version numbers say that nothing it depends on has changed: the class or a base of it (the type's version
+/// tag), `copy._deepcopy_dispatch`, or `copyreg.dispatch_table` (the dicts' version tags). A patch at run time is
+/// noticed by the next object.
+///
+/// What an instance can override by itself (a method in its `__dict__`) is the affair of who copies it.
+///
+/// Threads: everything here happens under the interpreter lock.
+
+namespace torchcow {
+
+/// How the objects of a class are copied. All but the last two need no call of a Python function.
+enum class Treatment : std::uint8_t {
+  atomic,        ///< the object is its own copy
+  list,
+  tuple,
+  dict,
+  method,        ///< a bound method
+  ordered_dict,  ///< exactly collections.OrderedDict
+  set,           ///< exactly set
+  instance,      ///< a Python class with a `__dict__`, no slots, and every method of the protocol as object has it
+  module,        ///< the same, with `__getattr__` and `__setstate__` of torch.nn.Module
+  parameter,     ///< torch.nn.Parameter, or a subclass that inherits all that a deep copy uses
+  tensor,        ///< exactly torch.Tensor
+  storage,       ///< exactly torch.UntypedStorage
+  entry,         ///< an entry of copy._deepcopy_dispatch that is not copy's own
+  ask,           ///< the rest: `__deepcopy__`, copyreg, `__reduce_ex__`, `__reduce__`, in that order
+};
+
+/// Names of attributes, interned.
+struct Names {
+  PyObject *deepcopy, *reduce_ex, *reduce, *getstate, *setstate, *getnewargs, *getnewargs_ex, *getattribute, *getattr,
+      *dict, *slotnames, *torch_function, *data, *requires_grad, *parameters, *buffers, *modules, *append, *items,
+      *update, *func, *self, *torch, *add;
+};
+
+class Protocol {
+ public:
+  /// The only one; it lives as long as the process.
+  static Protocol& get();
+
+  Treatment treatment_of(PyTypeObject* type);
+
+  /// Is `type` one of the atomic types of `copy`, and has nobody registered anything else for those?
+  bool plainly_atomic(PyTypeObject* type);
+
+  /// The entry of copy._deepcopy_dispatch, borrowed, or nullptr.
+  PyObject* entry_of(PyTypeObject* type);
+
+  /// Does torch.nn.Module.__setstate__ add nothing to an instance with this `__dict__`?
+  bool complete_module(PyObject* dict) const;
+
+  /// Does this instance's dict of attributes, or a module's tables of children, hold a name that the protocol asks for?
+  bool overrides(PyObject* dict, bool module) const;
+
+  /// Puts entries for parameters, tensors and storages into copy._deepcopy_dispatch.
+  void install(py::object parameter, py::object tensor, py::object storage);
+  /// What a deep copy of these did before there were such entries, and does without a running clone.
+  py::object inherited(PyObject* source, PyObject* memo);
+
+  Names names;
+  PyTypeObject *module_type, *parameter_type, *tensor_type, *storage_type, *ordered_dict_type, *device_mode_type;
+  PyObject *error, *dispatch_table;  // of copy and copyreg
+  PyObject* copys_deepcopy;            // copy.deepcopy as written in Python
+  PyObject* call_reconstruct;                   // (source, memo, reduced) -> copy._reconstruct(source, memo, *reduced)
+  PyObject* empty_tuple;
+
+ private:
+  Protocol();
+
+  struct Known {
+    PyTypeObject* type = nullptr;
+    std::uint64_t version = 0;
+    Treatment treatment = Treatment::ask;
+  };
+  Treatment decide(PyTypeObject* type);
+  Treatment decide_without_entry(PyTypeObject* type);
+  bool builds_like_object(PyTypeObject* type) const;
+  bool inherits_parameter(PyTypeObject* type) const;
+  void forget_if_tables_changed();
+
+  PyObject* dispatch_;  // copy._deepcopy_dispatch
+  PyObject *copy_atomic_, *copy_list_, *copy_tuple_, *copy_dict_, *copy_method_;
+  PyObject *object_reduce_ex_, *object_reduce_, *object_getstate_, *object_getattribute_;
+  PyObject *module_getattr_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_, *storage_deepcopy_;
+  PyObject *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_, *enum_deepcopy_;
+  PyObject* module_attributes_;  // a tuple of what Module.__setstate__ adds
+  PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;
+  PyObject *old_parameter_ = nullptr, *old_tensor_ = nullptr, *old_storage_ = nullptr;
+
+  std::array<Known, 512> known_{};
+  std::uint64_t dispatch_version_ = ~0ULL, copyreg_version_ = ~0ULL;
+  std::vector<PyTypeObject*> atomic_types_;
+  bool atomic_types_are_plain_ = false;
+};
+
+}  // namespace torchcow

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <torch/csrc/python_headers.h>
+
+#include <torch/csrc/utils/pybind.h>
+
+/// Small helpers around Python's C interface. Errors of Python travel as py::error_already_set.
+
+namespace torchcow {
+
+namespace py = pybind11;
+
+[[noreturn]] inline void raise() { throw py::error_already_set(); }
+
+/// Owns what a function of the C interface returned, or raises what it raised.
+[[nodiscard]] inline py::object steal(PyObject* made) {
+  if (made == nullptr) raise();
+  return py::reinterpret_steal<py::object>(made);
+}
+
+[[nodiscard]] inline py::object borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
+
+/// For functions of the C interface that answer -1 for an error.
+inline int check(int answer) {
+  if (answer < 0) raise();
+  return answer;
+}
+
+/// `getattr(object, name, None)`, but a null object instead of None.
+[[nodiscard]] inline py::object find_attribute(PyObject* object, PyObject* name) {
+  PyObject* found = PyObject_GetAttr(object, name);
+  if (found == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) raise();
+    PyErr_Clear();
+  } else if (found == Py_None) {
+    Py_CLEAR(found);
+  }
+  return py::reinterpret_steal<py::object>(found);
+}
+
+/// The instance's `__dict__` if it has one by now, borrowed; never makes one where there was none to see.
+[[nodiscard]] inline PyObject* existing_dict(PyObject* object) noexcept {
+  PyObject** dict = _PyObject_GetDictPtr(object);
+  return dict == nullptr ? nullptr : *dict;
+}
+
+}  // namespace torchcow

@@ -1,0 +1,291 @@
+#include "tensors.h"
+
+#include "protocol.h"
+#include "write_hook.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/Storage.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <cstring>
+
+namespace torchcow {
+
+namespace {
+
+bool is_plain(const at::Tensor& tensor) {
+  auto* impl = tensor.unsafeGetTensorImpl();
+  return tensor.layout() == at::kStrided && impl->has_storage() && !tensor.is_quantized() && !tensor.is_nested() &&
+         !impl->has_symbolic_sizes_strides() && !impl->is_python_dispatch() &&
+         !impl->key_set().has_any(c10::functorch_transforms_ks | c10::functorch_batched_ks) &&
+         impl->key_set().has(c10::DispatchKey::Dense);
+}
+
+/// Does something see each operator of this thread, or each function that is called with a tensor? What a deep copy
+/// runs is its business then: a fake tensor mode answers with fake tensors, a tracer records.
+bool watched() {
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Tracer)) {
+    return true;
+  }
+  // torch.set_default_device leaves a mode behind for good, and that looks only at what makes tensors from nothing.
+  for (int64_t i = 0; i < at::impl::PythonTorchFunctionTLS::stack_len(); ++i) {
+    PyObject* mode = at::impl::PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter());
+    if (!PyType_IsSubtype(Py_TYPE(mode), Protocol::get().device_mode_type)) return true;
+  }
+  return false;
+}
+
+void copied(Reason reason, std::size_t bytes, c10::Device device) {
+  record(Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device);
+}
+
+std::size_t bytes_of(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->has_storage() ? tensor.nbytes() : 0;
+}
+
+/// A deep copy of a parameter starts at an aligned address, and kernels look at that: MKL's matrix-vector product
+/// rounds differently where the matrix does not start at a multiple of 16 bytes (measured; at 16 it does not), and CUDA
+/// kernels load vectors of 16 bytes. A clone that starts elsewhere would compute other last bits.
+constexpr std::size_t vector_bytes = 16;
+
+/// Would `source.__deepcopy__` call torch's method, and no other one that the instance has?
+bool inherits_deepcopy(PyObject* source) {
+  const auto& names = Protocol::get().names;
+#if PY_VERSION_HEX < 0x030D0000
+  PyObject* method = nullptr;
+  const bool unbound = _PyObject_GetMethod(source, names.deepcopy, &method) != 0;
+  const auto found = steal(method);
+  return unbound && found.ptr() == _PyType_Lookup(Py_TYPE(source), names.deepcopy);
+#else
+  const auto found = steal(PyObject_GetAttr(source, names.deepcopy));
+  return PyMethod_Check(found.ptr()) &&
+         PyMethod_GET_FUNCTION(found.ptr()) == _PyType_Lookup(Py_TYPE(source), names.deepcopy);
+#endif
+}
+
+/// Memory of its own with the bytes [offset, offset + bytes) of `source`, on the CPU.
+c10::Storage copy_bytes(const c10::StorageImpl& source, std::size_t offset, std::size_t bytes) {
+  auto* allocator = c10::GetCPUAllocator();
+  auto data = allocator->allocate(bytes);
+  if (bytes > 0) std::memcpy(data.get(), static_cast<const char*>(source.data()) + offset, bytes);
+  return c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes, std::move(data), allocator,
+                                               /*resizable=*/true);
+}
+
+at::Tensor tensor_over(c10::Storage storage, const c10::TensorImpl& like, std::int64_t offset) {
+  const auto key = c10::computeDispatchKey(like.dtype().toScalarType(), at::kStrided, like.device());
+  auto made = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(key), like.dtype());
+  made.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), offset);
+  return made;
+}
+
+/// `source.data.clone(memory_format=torch.preserve_format)`, sharing if it can.
+at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
+  auto* impl = source.unsafeGetTensorImpl();
+  const auto bytes = static_cast<std::size_t>(impl->numel()) * impl->itemsize();
+  const auto offset = static_cast<std::size_t>(impl->storage_offset()) * impl->itemsize();
+  auto reason = Reason::layout;
+  auto& storage = *impl->unsafe_storage().unsafeGetStorageImpl();
+  if (!source.is_conj() && !source.is_neg() && impl->is_non_overlapping_and_dense()) {
+    if (offset % vector_bytes == 0) {
+      if (auto shared = call.share(storage, offset, bytes, reason)) {
+        call.meet(*impl);
+        return tensor_over(c10::Storage(std::move(shared)), *impl, 0);
+      }
+    }
+    if (reason == Reason::tiny && impl->device().is_cpu() && offset + bytes <= storage.nbytes()) {
+      copied(reason, bytes, impl->device());
+      return tensor_over(copy_bytes(storage, offset, bytes), *impl, 0);
+    }
+  }
+  copied(reason, bytes, impl->device());
+  const py::gil_scoped_release unlocked;
+  return source.variable_data().clone(at::MemoryFormat::Preserve);
+}
+
+/// The copy of a tensor's storage, or an empty one if torch's method must make it.
+c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
+  auto& impl = *source.unsafeGetStorageImpl();
+  if (memo.hidden()) {
+    if (const auto* known = memo.find_storage(&impl)) return *known;
+    Reason reason;
+    c10::Storage copy;
+    if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) {
+      copy = c10::Storage(std::move(shared));
+    } else if (reason == Reason::tiny && impl.device().is_cpu()) {
+      copied(reason, impl.nbytes(), impl.device());
+      copy = copy_bytes(impl, 0, impl.nbytes());
+    }
+    if (copy) {
+      memo.put_storage(source, copy);
+      return copy;
+    }
+  }
+  const auto object = steal(THPStorage_Wrap(source));
+  if (Py_TYPE(object.ptr()) != Protocol::get().storage_type) return {};
+  auto copy = borrow(memo.find(object.ptr()));
+  if (!copy) {
+    copy = copy_storage(memo, object.ptr());
+    if (!copy) return {};
+    memo.settle(object.ptr(), copy.ptr());
+  }
+  return THPStorage_CheckTypeExact(Py_TYPE(copy.ptr())) ? THPStorage_Unpack(copy.ptr()) : c10::Storage();
+}
+
+/// Attributes that a deep copy of the tensor keeps, if they are no more than a few flags.
+bool has_simple_attributes(PyObject* source) {
+  PyObject* dict = existing_dict(source);
+  if (dict == nullptr) return true;
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    if (!PyUnicode_CheckExact(key) || !Protocol::get().plainly_atomic(Py_TYPE(value))) return false;
+    // `__deepcopy__` itself, and what torch keeps for tensors with symbolic sizes.
+    if (PyUnicode_GET_LENGTH(key) == 0 || PyUnicode_READ_CHAR(key, 0) == '_') {
+      if (PyUnicode_CompareWithASCIIString(key, "_is_buffer") != 0) return false;
+    }
+  }
+  return true;
+}
+
+/// torch 2.13 has no named tensors any more.
+template <class T>
+bool has_names(const T& tensor) {
+  if constexpr (requires { tensor.has_names(); }) return tensor.has_names();
+  return false;
+}
+
+bool copies_like_plain_memory(const at::Tensor& tensor, PyObject* object) {
+  return is_plain(tensor) && (tensor.is_cpu() || tensor.is_cuda()) && !tensor.is_conj() && !tensor.is_neg() &&
+         !has_names(tensor) && tensor.is_leaf() && has_simple_attributes(object);
+}
+
+py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
+  auto* impl = source.unsafeGetTensorImpl();
+  auto storage = storage_copy(memo, impl->unsafe_storage());
+  if (!storage) return {};
+  memo.call().sharing.meet(*impl);
+  auto copy = tensor_over(std::move(storage), *impl, impl->storage_offset());
+  copy.unsafeGetTensorImpl()->bump_version();  // torch makes it with set_
+  if (source.requires_grad()) copy.set_requires_grad(true);
+  auto result = steal(THPVariable_Wrap(copy));
+  PyObject* attributes = existing_dict(object);
+  if (attributes != nullptr && PyDict_GET_SIZE(attributes) > 0) {
+    auto copied_attributes = borrow(memo.find(attributes));
+    if (!copied_attributes) {
+      copied_attributes = steal(PyDict_Copy(attributes));
+      memo.settle(attributes, copied_attributes.ptr());
+    }
+    check(PyObject_SetAttr(result.ptr(), Protocol::get().names.dict, copied_attributes.ptr()));
+  }
+  return result;
+}
+
+}  // namespace
+
+py::object copy_parameter(Memo& memo, PyObject* source) {
+  if (!inherits_deepcopy(source)) return {};
+  const auto& tensor = THPVariable_Unpack(source);
+  if (!is_plain(tensor) || watched()) return {};
+  auto& protocol = Protocol::get();
+  auto data = parameter_data(memo.call().sharing, tensor);
+  const bool requires_grad = tensor.requires_grad();
+  if (Py_TYPE(source) == protocol.parameter_type) {
+    data.unsafeGetTensorImpl()->set_allow_tensor_metadata_change(true);
+    if (requires_grad) data.set_requires_grad(true);
+    return steal(THPVariable_Wrap(data, protocol.parameter_type));
+  }
+  return steal(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(Py_TYPE(source)),
+                                            steal(THPVariable_Wrap(data)).ptr(), requires_grad ? Py_True : Py_False,
+                                            nullptr));
+}
+
+py::object copy_tensor(Memo& memo, PyObject* source) {
+  const auto& tensor = THPVariable_Unpack(source);
+  if (!copies_like_plain_memory(tensor, source) || c10::InferenceMode::is_enabled() || watched()) return {};
+  const auto grad = tensor.grad();
+  if (!grad.defined()) return new_tensor(memo, tensor, source);
+
+  const auto object = steal(THPVariable_Wrap(grad));
+  if (Py_TYPE(object.ptr()) != Protocol::get().tensor_type || !copies_like_plain_memory(grad, object.ptr()) ||
+      grad.grad().defined()) {
+    return {};
+  }
+  auto result = new_tensor(memo, tensor, source);
+  if (!result) return {};
+  auto copy = borrow(memo.find(object.ptr()));
+  if (!copy) {
+    copy = new_tensor(memo, grad, object.ptr());
+    if (!copy) return {};
+    memo.put(object.ptr(), copy.ptr());
+  }
+  check(PyObject_SetAttrString(result.ptr(), "grad", copy.ptr()));
+  return result;
+}
+
+py::object copy_storage(Memo& memo, PyObject* source) {
+  if (PyObject* dict = existing_dict(source); dict != nullptr && PyDict_GET_SIZE(dict) > 0) return {};
+  if (watched()) return {};
+  const auto& storage = THPStorage_Unpack(source);
+  auto& impl = *storage.unsafeGetStorageImpl();
+  const auto wrap = [](c10::Storage copy) { return steal(THPStorage_Wrap(std::move(copy))); };
+  const auto share = [&]() -> py::object {
+    Reason reason;
+    auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason);
+    if (shared) return wrap(c10::Storage(std::move(shared)));
+    copied(reason, impl.nbytes(), impl.device());
+    return borrow(source).attr("clone")();
+  };
+  if (memo.hidden()) {
+    if (const auto* known = memo.find_storage(&impl)) return wrap(*known);
+    auto copy = share();
+    memo.put_storage(storage, THPStorage_Unpack(copy.ptr()));
+    return copy;
+  }
+  PyObject* dict = memo.dict();
+  const auto key = steal(PyLong_FromVoidPtr(&impl));
+  const auto torch = steal(PyObject_CallMethod(dict, "setdefault", "ON", Protocol::get().names.torch, PyDict_New()));
+  if (!PyDict_CheckExact(torch.ptr())) return {};
+  if (PyObject* known = PyDict_GetItemWithError(torch.ptr(), key.ptr())) return borrow(known);
+  if (PyErr_Occurred()) raise();
+  auto copy = share();
+  check(PyDict_SetItem(torch.ptr(), key.ptr(), copy.ptr()));
+  return copy;
+}
+
+void meet_or_record(Memo& memo, PyObject* source, PyObject* copy) {
+  const auto& protocol = Protocol::get();
+  auto* type = Py_TYPE(source);
+  const bool plain = type == protocol.tensor_type || type == protocol.parameter_type;  // for others record_if_copied
+  if (!plain || Py_TYPE(copy) != type) return;
+  const auto& tensor = THPVariable_Unpack(source);
+  if (!memo.call().shares()) {
+    if (memo.call().excludes_any()) copied(Reason::excluded, bytes_of(tensor), tensor.device());
+  } else if (type == protocol.tensor_type && tensor.layout() == at::kStrided && !tensor.is_quantized()) {
+    memo.call().sharing.meet(*tensor.unsafeGetTensorImpl());
+  } else {
+    record_if_copied(copy);
+  }
+}
+
+void record_if_copied(PyObject* tensor) {
+  const auto& copy = THPVariable_Unpack(tensor);
+  if (!copy.defined()) return;
+  auto* impl = copy.unsafeGetTensorImpl();
+  if (impl->has_storage()) {
+    const auto used = usage(*impl->unsafe_storage().unsafeGetStorageImpl());
+    if (used.block != nullptr && used.block_sharers > 1) return;
+  }
+  copied(Reason::kind, bytes_of(copy), copy.device());
+}
+
+}  // namespace torchcow

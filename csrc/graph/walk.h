@@ -1,0 +1,91 @@
+#pragma once
+
+#include "memo.h"
+#include "protocol.h"
+
+#include <vector>
+
+/// The deep copy itself: what `copy.deepcopy(x, memo)` does, in its order, with its memo and its errors.
+///
+/// The walk keeps its own stack. A container that waits for a copy of a member is a Frame; `enter` either copies an object
+/// at once or pushes a frame for it, and `resume` goes on with the frame on top. So nesting takes memory, not C stack,
+/// and an object is copied at any depth that fits. Only user code that calls deepcopy again recurses, and Python's limit
+/// counts that.
+///
+/// What is not known to be default (protocol.h) is asked exactly as `copy` asks it. User code runs between steps; it may
+/// change containers that are being copied, the memo, or the classes. No step keeps a borrowed reference over a
+/// call that can run it, and lists and dicts are looked at again after each.
+///
+/// Visible in the middle: lists, dicts and instances under way are in the memo as deepcopy would have them, filled as
+/// far as they are; an instance gets its attributes all at once at the end; a tuple does not exist before it is whole.
+///
+/// Every 1024 objects signals are looked at, and other threads get a turn.
+
+namespace torchcow {
+
+class Walk {
+ public:
+  explicit Walk(Memo& memo) : memo_(memo), protocol_(Protocol::get()) {}
+  ~Walk();
+  Walk(const Walk&) = delete;
+  Walk& operator=(const Walk&) = delete;
+
+  /// copy.deepcopy(source, memo)
+  py::object copy(PyObject* source);
+
+ private:
+  /// A copy under way. Which fields are used, and what for, is told where the frame's kind is resumed.
+  struct Frame {
+    enum class Kind : std::uint8_t { list, tuple, dict, instance, module, method, rebuild };
+    Kind kind;
+    std::uint8_t phase = 0;
+    Py_ssize_t position = 0;
+    Py_ssize_t size = 0;
+    std::size_t base = 0;    ///< where this frame's part of `values_` begins
+    py::object source;
+    py::object copy;
+    py::object extra;
+    py::object pending;
+
+    Frame(Kind kind_, PyObject* source_) : kind(kind_), source(borrow(source_)) {}
+  };
+
+  /// A new reference to the copy, or nullptr: a frame was pushed.
+  PyObject* enter(PyObject* source);
+  PyObject* resume(PyObject* result);
+
+  PyObject* enter_tuple(PyObject* source);
+  PyObject* enter_instance(PyObject* source, bool module);
+  PyObject* enter_ordered_dict(PyObject* source);
+  PyObject* enter_tensor(PyObject* source, Treatment treatment);
+  PyObject* ask(PyObject* source);
+  PyObject* rebuild(PyObject* source, py::object reduced);
+
+  PyObject* resume_list(PyObject* result);
+  PyObject* resume_tuple(PyObject* result);
+  PyObject* resume_dict(PyObject* result);
+  PyObject* resume_instance(PyObject* result);
+  PyObject* resume_method(PyObject* result);
+  PyObject* resume_rebuild(PyObject* result);
+  bool rebuild_arguments(PyObject* result);
+  bool rebuild_state(PyObject* result);
+  bool rebuild_items(PyObject* result);
+  bool rebuild_pairs(PyObject* result);
+
+  Frame& push(Frame::Kind kind, PyObject* source);
+  /// The frame on top is done, and this is the copy.
+  PyObject* finish(py::object copy);
+  /// What deepcopy does at the end of each object.
+  PyObject* settled(PyObject* source, py::object copy);
+  void breathe();
+
+  Frame& top() { return frames_.back(); }
+
+  Memo& memo_;
+  Protocol& protocol_;
+  std::vector<Frame> frames_;
+  std::vector<py::object> values_;
+  std::uint32_t ticks_ = 0;
+};
+
+}  // namespace torchcow

@@ -1,0 +1,111 @@
+"""Thousands of generated object graphs: ``clone`` and ``copy.deepcopy`` must agree in everything.
+
+Structure, types, values, the bytes of tensors, which objects are one, which are the source's own, what user methods were
+called in which order, what is in the caller's memo afterwards, and every error with its words.
+
+TORCHCOW_GRAPHS says how many graphs each test draws.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import re
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import torchcow
+from _graphs import FATAL, KINDS, LOG, Canon, graph, reachable
+
+GRAPHS = int(os.environ.get("TORCHCOW_GRAPHS", "700"))
+MILD = [index for index, name in enumerate(KINDS) if name not in FATAL]
+
+many = settings(
+    max_examples=GRAPHS, deadline=None, derandomize="TORCHCOW_GRAPHS" not in os.environ,
+    suppress_health_check=list(HealthCheck), database=None,
+)  # fmt: skip
+references = st.lists(st.integers(0, 30), max_size=4)
+recipes = st.lists(st.tuples(st.sampled_from(MILD), references), min_size=1, max_size=14)
+any_recipes = st.lists(st.tuples(st.integers(0, len(KINDS) - 1), references), min_size=1, max_size=6)
+
+
+def attempt(function, *args):
+    LOG.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return "returned", function(*args), list(LOG)
+        except Exception as error:
+            return "raised", (type(error), re.sub("0x[0-9a-f]+", "0x", str(error))), list(LOG)
+
+
+def memo_of(nodes, seeded):
+    """A caller's memo, with some nodes copied to something else already."""
+    if seeded is None:
+        return None
+    return {id(nodes[i % len(nodes)]): nodes[j % len(nodes)] for i, j in seeded}
+
+
+def compare(recipe, seeded=None):
+    nodes = graph(recipe)
+    sources = reachable(nodes)
+    before = Canon().form(nodes)
+    memos = memo_of(nodes, seeded), memo_of(nodes, seeded)
+    want = attempt(copy.deepcopy, nodes, memos[0])
+    got = attempt(torchcow.clone, nodes, memos[1])
+    assert Canon().form(nodes) == before, "the source has changed"
+    if want[0] == "raised" and want[1][0] is RecursionError:
+        return  # raised by the clone as well, or, better, not
+    assert got[0] == want[0], (want, got)
+    assert got[2] == want[2], "the protocol was asked otherwise"
+    if want[0] == "raised":
+        assert got[1] == want[1]
+    else:
+        assert Canon(sources).form(got[1]) == Canon(sources).form(want[1])
+    if seeded is not None:
+        for obj in sources:
+            assert (id(obj) in memos[0]) == (id(obj) in memos[1]), f"memo of {type(obj)}"
+        kept = [sorted(id(x) for x in memo.get(id(memo), ()) if id(x) in set(map(id, sources))) for memo in memos]
+        assert kept[0] == kept[1], "the keep-alive list"
+
+
+@given(recipes)
+@many
+def test_clone_is_deepcopy(recipe):
+    compare(recipe)
+
+
+@given(recipes, st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=2))
+@many
+def test_with_the_callers_memo(recipe, seeded):
+    compare(recipe, seeded)
+
+
+@given(any_recipes)
+@many
+def test_with_objects_that_fail(recipe):
+    compare(recipe)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind(name):
+    """Alone, twice, within a container, and with something of every other kind behind it."""
+    kind = KINDS.index(name)
+    compare([(kind, [])])
+    compare([(KINDS.index("list"), [1, 1, 2]), (kind, [0, 3]), (KINDS.index("dict"), [1, 0, 1]), (kind, [1, 2])])
+    compare([(kind, [0, 0])], seeded=[])
+    compare([(kind, [0, 1]), (KINDS.index("Plain"), [0, 1])], seeded=[(0, 1)])
+
+
+def test_while_every_allocation_collects():
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for kind in MILD:
+            compare([(kind, [1, 2]), (KINDS.index("list"), [0, 2]), (kind, [0, 1]), (KINDS.index("Net"), [2, 0])])
+    finally:
+        gc.set_threshold(*threshold)
