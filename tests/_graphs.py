@@ -1,8 +1,8 @@
 """Object graphs from lists of numbers, and their canonical form: for comparing deep copies.
 
 A recipe is a list of ``(kind, references)``. Each entry makes one node; references are taken modulo the nodes there
-are, so that every list of numbers is a graph, and hypothesis can shrink it. Containers are filled after all nodes exist,
-with nodes made later too, so there are cycles.
+are, so that every list of numbers is a graph, and hypothesis can shrink it. Containers are filled after all nodes
+exist, with nodes made later too, so there are cycles.
 """
 
 from __future__ import annotations

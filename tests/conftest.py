@@ -6,6 +6,7 @@ write that reached a shared block (the checksums of ``torchcow.testing.verify``)
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 
@@ -27,6 +28,11 @@ def pytest_configure(config):
     for name, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
     torch.set_num_threads(1)
+    # A progress bar would leave a thread behind, and with other threads about no write is skipped.
+    with contextlib.suppress(ImportError):
+        import tqdm
+
+        tqdm.tqdm.monitor_interval = 0
 
 
 def pytest_collection_finish(session):

@@ -1,7 +1,7 @@
 """Thousands of generated object graphs: ``clone`` and ``copy.deepcopy`` must agree in everything.
 
-Structure, types, values, the bytes of tensors, which objects are one, which are the source's own, what user methods were
-called in which order, what is in the caller's memo afterwards, and every error with its words.
+Structure, types, values, the bytes of tensors, which objects are one, which are the source's own, what user methods
+were called in which order, what is in the caller's memo afterwards, and every error with its words.
 
 TORCHCOW_GRAPHS says how many graphs each test draws.
 """

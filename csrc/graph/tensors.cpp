@@ -210,13 +210,15 @@ py::object copy_parameter(Memo& memo, PyObject* source) {
 }
 
 py::object copy_tensor(Memo& memo, PyObject* source) {
+  auto& protocol = Protocol::get();
+  if (protocol.treatment_of(protocol.storage_type) != Treatment::storage) return {};  // torch asks it for its copy
   const auto& tensor = THPVariable_Unpack(source);
   if (!copies_like_plain_memory(tensor, source) || c10::InferenceMode::is_enabled() || watched()) return {};
   const auto grad = tensor.grad();
   if (!grad.defined()) return new_tensor(memo, tensor, source);
 
   const auto object = steal(THPVariable_Wrap(grad));
-  if (Py_TYPE(object.ptr()) != Protocol::get().tensor_type || !copies_like_plain_memory(grad, object.ptr()) ||
+  if (Py_TYPE(object.ptr()) != protocol.tensor_type || !copies_like_plain_memory(grad, object.ptr()) ||
       grad.grad().defined()) {
     return {};
   }
