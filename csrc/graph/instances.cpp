@@ -2,7 +2,8 @@
 
 namespace torchcow {
 
-/// `copyreg.__newobj__(cls)`, with the state in `__dict__`, as object.__reduce_ex__ would have it.
+/// `copyreg.__newobj__(cls)`, with the state in `__dict__`, as object.__reduce_ex__ would have it. The state of a module is
+/// a copy of its `__dict__`.
 PyObject* Walk::enter_instance(PyObject* source, bool module) {
   auto attributes = steal(PyObject_GenericGetDict(source, nullptr));
   PyObject* dict = attributes.ptr();
@@ -15,8 +16,12 @@ PyObject* Walk::enter_instance(PyObject* source, bool module) {
   if (!memo_.hidden() && memo_.find(reinterpret_cast<PyObject*>(type)) != nullptr) return ask(source);
   auto copy = steal(PyBaseObject_Type.tp_new(type, protocol_.empty_tuple, nullptr));
   memo_.put(source, copy.ptr());
-  // The instance and we hold the dict: if nobody else does, no copy of it is needed beside the attributes.
-  const bool own = memo_.hidden() && Py_REFCNT(dict) == 2;
+  if (module) {
+    attributes = steal(PyDict_Copy(dict));
+    dict = attributes.ptr();
+  }
+  // If nobody but the instance and we, or only we, hold the dict, no copy of it is needed beside the attributes.
+  const bool own = memo_.hidden() && (module || Py_REFCNT(dict) == 2);
   auto& frame = push(module ? Frame::Kind::module : Frame::Kind::instance, source);
   frame.copy = std::move(copy);
   frame.extra = std::move(attributes);
@@ -26,7 +31,7 @@ PyObject* Walk::enter_instance(PyObject* source, bool module) {
   return nullptr;
 }
 
-// instance, module: `extra` is the source's `__dict__`. Phase 0: keys and copied values wait in `values_`, and become the
+// instance, module: `extra` is the state, a dict. Phase 0: keys and copied values wait in `values_`, and become the
 // attributes at the end. Phase 1: the dict itself is being copied, and updates the attributes of the copy.
 PyObject* Walk::resume_instance(PyObject* result) {
   const auto depth = frames_.size();

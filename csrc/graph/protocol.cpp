@@ -89,7 +89,7 @@ Protocol::Protocol() {
            intern("__getnewargs_ex__"), intern("__getattribute__"), intern("__getattr__"),
            intern("__dict__"),        intern("__slotnames__"),      intern("__torch_function__"),
            intern("data"),            intern("requires_grad"),      intern("_parameters"),
-           intern("_buffers"),        intern("_modules"),           intern("append"),
+           intern("_buffers"),        intern("_modules"),           intern("_compiled_call_impl"), intern("append"),
            intern("items"),           intern("update"),             intern("__func__"),
            intern("__self__"),        intern("torch"),              intern("add")};
   empty_tuple = keep(steal(PyTuple_New(0)));
@@ -124,6 +124,7 @@ Protocol::Protocol() {
   device_mode_type =
       reinterpret_cast<PyTypeObject*>(keep(py::module_::import("torch.utils._device").attr("DeviceContext")));
   module_getattr_ = written_in(of_type(module_type, names.getattr), "torch/nn/modules/module.py");
+  module_getstate_ = written_in(of_type(module_type, names.getstate), "torch/nn/modules/module.py");
   module_setstate_ = written_in(of_type(module_type, names.setstate), "torch/nn/modules/module.py");
   parameter_deepcopy_ = written_in(of_type(parameter_type, names.deepcopy), "torch/nn/parameter.py");
   tensor_deepcopy_ = written_in(of_type(tensor_type, names.deepcopy), "torch/_tensor.py");
@@ -136,6 +137,17 @@ Protocol::Protocol() {
 
   const auto blank = steal(PyBaseObject_Type.tp_new(module_type, empty_tuple, nullptr));
   if (module_setstate_ != nullptr) borrow(module_setstate_)(blank, py::dict());
+  if (module_getstate_ != nullptr) {
+    // The state is a copy of __dict__ without this attribute; if it is anything else, modules are asked for it.
+    const auto probe = steal(PyBaseObject_Type.tp_new(module_type, empty_tuple, nullptr));
+    auto attributes = py::reinterpret_borrow<py::dict>(probe.attr("__dict__"));
+    attributes[names.compiled_call] = 1;
+    attributes["a"] = 2;
+    py::dict expected;
+    expected["a"] = 2;
+    const auto state = borrow(module_getstate_)(probe);
+    if (!state.equal(expected) || py::len(attributes) != 2) module_getstate_ = nullptr;
+  }
   module_attributes_ = keep(py::tuple(blank.attr("__dict__")));
 
   for (const char* name : {"NoneType", "EllipsisType", "NotImplementedType", "CodeType", "BuiltinFunctionType",
@@ -209,9 +221,12 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
   if (!builds_like_object(type)) return Treatment::ask;
   PyObject* getattr = of_type(type, names.getattr);
   PyObject* setstate = of_type(type, names.setstate);
-  if (getattr == nullptr && setstate == nullptr) return Treatment::instance;
-  const bool of_torch = module_getattr_ != nullptr && module_setstate_ != nullptr;
-  return of_torch && getattr == module_getattr_ && setstate == module_setstate_ ? Treatment::module : Treatment::ask;
+  PyObject* getstate = of_type(type, names.getstate);
+  if (getattr == nullptr && setstate == nullptr && getstate == object_getstate_) return Treatment::instance;
+  const bool of_torch = module_getattr_ != nullptr && module_getstate_ != nullptr && module_setstate_ != nullptr;
+  return of_torch && getattr == module_getattr_ && getstate == module_getstate_ && setstate == module_setstate_
+             ? Treatment::module
+             : Treatment::ask;
 }
 
 bool Protocol::builds_like_object(PyTypeObject* type) const {
@@ -228,7 +243,7 @@ bool Protocol::builds_like_object(PyTypeObject* type) const {
     if (of_type(type, name) != nullptr) return false;
   }
   if (of_type(type, names.reduce_ex) != object_reduce_ex_ || of_type(type, names.reduce) != object_reduce_ ||
-      of_type(type, names.getstate) != object_getstate_ || of_type(type, names.getattribute) != object_getattribute_)
+      of_type(type, names.getattribute) != object_getattribute_)
     return false;
   // As copyreg finds them. This may write the class, so the version is read afterwards.
   const auto slots = steal(PyObject_CallMethod(py::module_::import("copyreg").ptr(), "_slotnames", "O", type));
@@ -253,6 +268,7 @@ bool Protocol::complete_module(PyObject* dict) const {
 bool Protocol::overrides(PyObject* dict, bool module) const {
   if (holds_dunder(dict)) return true;
   if (!module) return false;
+  if (check(PyDict_Contains(dict, names.compiled_call))) return true;
   for (PyObject* name : {names.parameters, names.buffers, names.modules}) {
     PyObject* children = PyDict_GetItemWithError(dict, name);
     if (children == nullptr) continue;

@@ -30,7 +30,7 @@ enum class Treatment : std::uint8_t {
   ordered_dict,  ///< exactly collections.OrderedDict
   set,           ///< exactly set
   instance,      ///< a Python class with a `__dict__`, no slots, and every method of the protocol as object has it
-  module,        ///< the same, with `__getattr__` and `__setstate__` of torch.nn.Module
+  module,        ///< the same, with `__getattr__`, `__getstate__` and `__setstate__` of torch.nn.Module
   parameter,     ///< torch.nn.Parameter, or a subclass that inherits all that a deep copy uses
   tensor,        ///< exactly torch.Tensor
   storage,       ///< exactly torch.UntypedStorage
@@ -41,7 +41,7 @@ enum class Treatment : std::uint8_t {
 /// Names of attributes, interned.
 struct Names {
   PyObject *deepcopy, *reduce_ex, *reduce, *getstate, *setstate, *getnewargs, *getnewargs_ex, *getattribute, *getattr,
-      *dict, *slotnames, *torch_function, *data, *requires_grad, *parameters, *buffers, *modules, *append, *items,
+      *dict, *slotnames, *torch_function, *data, *requires_grad, *parameters, *buffers, *modules, *compiled_call, *append, *items,
       *update, *func, *self, *torch, *add;
 };
 
@@ -93,7 +93,7 @@ class Protocol {
   PyObject* dispatch_;  // copy._deepcopy_dispatch
   PyObject *copy_atomic_, *copy_list_, *copy_tuple_, *copy_dict_, *copy_method_;
   PyObject *object_reduce_ex_, *object_reduce_, *object_getstate_, *object_getattribute_;
-  PyObject *module_getattr_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_, *storage_deepcopy_;
+  PyObject *module_getattr_, *module_getstate_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_, *storage_deepcopy_;
   PyObject *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_, *enum_deepcopy_;
   PyObject* module_attributes_;  // a tuple of what Module.__setstate__ adds
   PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;
