@@ -123,6 +123,36 @@ PyObject* Walk::enter_ordered_dict(PyObject* source) {
   return ask(source);
 }
 
+PyObject* Walk::enter_set(PyObject* source) {
+  if (!memo_.hidden()) return ask(source);  // the list of its members would have an entry
+  if (PySet_GET_SIZE(source) == 0 && PySet_CheckExact(source)) return settled(source, steal(PySet_New(nullptr)));
+  auto members = steal(PySequence_List(source));
+  auto& frame = push(Frame::Kind::set, source);
+  frame.extra = std::move(members);
+  return nullptr;
+}
+
+// set: `extra` is a list of the members, which are replaced by their copies; `position` is the next one. A set of them in the
+// same order is what `type(source)(members)` makes.
+PyObject* Walk::resume_set(PyObject* result) {
+  const auto depth = frames_.size();
+  const auto members = top().extra;
+  auto position = top().position;
+  auto made = py::reinterpret_steal<py::object>(result);
+  for (;;) {
+    if (made) check(PyList_SetItem(members.ptr(), position++, made.release().ptr()));
+    if (position >= PyList_GET_SIZE(members.ptr())) break;
+    made = py::reinterpret_steal<py::object>(enter(PyList_GET_ITEM(members.ptr(), position)));
+    if (!made) {
+      frames_[depth - 1].position = position;
+      return nullptr;
+    }
+  }
+  auto copy = steal(PySet_CheckExact(top().source.ptr()) ? PySet_New(members.ptr()) : PyFrozenSet_New(members.ptr()));
+  memo_.put(top().source.ptr(), copy.ptr());
+  return finish(std::move(copy));
+}
+
 // method: `source.__self__` is being copied.
 PyObject* Walk::resume_method(PyObject* result) {
   const auto source = top().source;

@@ -2,37 +2,98 @@
 
 namespace torchcow {
 
-/// `copyreg.__newobj__(cls)`, with the state in `__dict__`, as object.__reduce_ex__ would have it. The state of a module is
-/// a copy of its `__dict__`.
+namespace {
+
+[[noreturn]] void raise_changed(const char* what) {
+  PyErr_Format(PyExc_RuntimeError, "dictionary %s during iteration", what);
+  raise();
+}
+
+}  // namespace
+
+/// `copyreg.__newobj__(cls)`, with the state in `__dict__`, as object.__reduce_ex__ would have it.
 PyObject* Walk::enter_instance(PyObject* source, bool module) {
   auto attributes = steal(PyObject_GenericGetDict(source, nullptr));
   PyObject* dict = attributes.ptr();
-  if (protocol_.overrides(dict, module) || PyDict_GET_SIZE(dict) == 0 ||
-      (module && !protocol_.complete_module(dict))) {
-    return ask(source);
-  }
+  const bool plain = module ? protocol_.plain_module(dict) : protocol_.plain_attributes(dict);
+  if (!plain || PyDict_GET_SIZE(dict) == 0 || !protocol_.plainly_atomic(&PyUnicode_Type)) return ask(source);
   auto* type = Py_TYPE(source);
   // A class can be in the caller's memo as well.
   if (!memo_.hidden() && memo_.find(reinterpret_cast<PyObject*>(type)) != nullptr) return ask(source);
   auto copy = steal(PyBaseObject_Type.tp_new(type, protocol_.empty_tuple, nullptr));
   memo_.put(source, copy.ptr());
+
+  auto& frame = push(Frame::Kind::instance, source);
+  frame.copy = std::move(copy);
+  frame.base = values_.size();
   if (module) {
+    // The state of a module is a copy of its __dict__: what becomes of that in the meantime does not matter.
+    if (memo_.hidden()) {
+      PyObject *key, *value;
+      for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
+        values_.push_back(borrow(key));
+        values_.push_back(borrow(value));
+      }
+      frame.kind = Frame::Kind::module;
+      return nullptr;
+    }
     attributes = steal(PyDict_Copy(dict));
     dict = attributes.ptr();
   }
-  // If nobody but the instance and we, or only we, hold the dict, no copy of it is needed beside the attributes.
-  const bool own = memo_.hidden() && (module || Py_REFCNT(dict) == 2);
-  auto& frame = push(module ? Frame::Kind::module : Frame::Kind::instance, source);
-  frame.copy = std::move(copy);
-  frame.extra = std::move(attributes);
+  // If nobody but the instance and we hold the dict, the copied attributes need no dict beside the copy's own.
+  frame.phase = memo_.hidden() && Py_REFCNT(dict) == 2 ? 0 : 1;
   frame.size = PyDict_GET_SIZE(dict);
-  frame.base = values_.size();
-  frame.phase = own ? 0 : 1;
+  frame.extra = std::move(attributes);
   return nullptr;
 }
 
-// instance, module: `extra` is the state, a dict. Phase 0: keys and copied values wait in `values_`, and become the
-// attributes at the end. Phase 1: the dict itself is being copied, and updates the attributes of the copy.
+PyObject* Walk::enter_slotted(PyObject* source) {
+  if (!memo_.hidden()) return ask(source);  // its state is a tuple with a dict, which have entries in the memo
+  const auto slots = borrow(protocol_.slots_of(Py_TYPE(source)));
+  auto copy = steal(PyBaseObject_Type.tp_new(Py_TYPE(source), protocol_.empty_tuple, nullptr));
+  memo_.put(source, copy.ptr());
+  auto& frame = push(Frame::Kind::slotted, source);
+  frame.copy = std::move(copy);
+  frame.base = values_.size();
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(slots.ptr()); ++i) {
+    PyObject* name = PyList_GET_ITEM(slots.ptr(), i);
+    PyObject* value = nullptr;
+    if (check(PyObject_GetOptionalAttr(source, name, &value)) == 0) continue;
+    values_.push_back(borrow(name));
+    values_.push_back(steal(value));
+  }
+  return nullptr;
+}
+
+// module, slotted: names and values wait in `values_` from the start; the value at `position` is being copied.
+PyObject* Walk::resume_state(PyObject* result) {
+  const auto base = top().base;
+  auto made = py::reinterpret_steal<py::object>(result);
+  auto position = static_cast<std::size_t>(top().position);
+  if (made) {
+    values_[base + position + 1] = std::move(made);
+    position += 2;
+  }
+  for (; base + position < values_.size(); position += 2) {
+    const auto depth = frames_.size();
+    made = py::reinterpret_steal<py::object>(enter(values_[base + position + 1].ptr()));
+    if (!made) {
+      frames_[depth - 1].position = static_cast<Py_ssize_t>(position);
+      return nullptr;
+    }
+    values_[base + position + 1] = std::move(made);
+  }
+  if (top().kind == Frame::Kind::module) return finish_instance();
+  const auto copy = top().copy;
+  for (auto i = base; i < values_.size(); i += 2) {
+    check(PyObject_SetAttr(copy.ptr(), values_[i].ptr(), values_[i + 1].ptr()));
+  }
+  values_.resize(base);
+  return finish(copy);
+}
+
+// instance: `extra` is the source's `__dict__`. Phase 0: its names and copied values gather in `values_`. Phase 1: the dict
+// itself is being copied, and then updates the attributes of the copy.
 PyObject* Walk::resume_instance(PyObject* result) {
   const auto depth = frames_.size();
   const auto frame = [&]() -> Frame& { return frames_[depth - 1]; };
@@ -48,24 +109,23 @@ PyObject* Walk::resume_instance(PyObject* result) {
   for (;;) {
     if (made) values_.push_back(std::move(made));
     auto& here = frame();
-    if (PyDict_GET_SIZE(dict) != here.size) {
-      PyErr_SetString(PyExc_RuntimeError, "dictionary changed size during iteration");
-      raise();
-    }
+    if (PyDict_GET_SIZE(dict) != here.size) raise_changed("changed size");
     PyObject *key, *value;
     if (!PyDict_Next(dict, &here.position, &key, &value)) break;
-    if (values_.size() - here.base == 2 * static_cast<std::size_t>(here.size)) {
-      PyErr_SetString(PyExc_RuntimeError, "dictionary keys changed during iteration");
-      raise();
-    }
+    if (values_.size() - here.base == 2 * static_cast<std::size_t>(here.size)) raise_changed("keys changed");
     const auto held = borrow(value);
     auto name = borrow(key);
     values_.push_back(PyUnicode_CheckExact(key) ? std::move(name) : Walk(memo_).copy(key));
     made = py::reinterpret_steal<py::object>(enter(value));
     if (!made) return nullptr;
   }
-  const auto base = frame().base;
-  const auto copy = frame().copy;
+  return finish_instance();
+}
+
+/// The names and copied values at the end of `values_` become the attributes of the copy, all at once.
+PyObject* Walk::finish_instance() {
+  const auto base = top().base;
+  const auto copy = top().copy;
   const auto attributes = steal(PyObject_GenericGetDict(copy.ptr(), nullptr));
   for (auto i = base; i < values_.size(); i += 2) {
     check(PyDict_SetItem(attributes.ptr(), values_[i].ptr(), values_[i + 1].ptr()));

@@ -27,40 +27,43 @@ void keep_alive(PyObject* source, PyObject* dict) {
 
 }  // namespace
 
-Memo::Memo(Call& call) : call_(&call), slots_(64) { entries_.reserve(32); }
+Memo::Memo(Call& call) : call_(&call), entries_(64) {}
 
 Memo::Memo(Call& call, py::object dict) : call_(&call), dict_(std::move(dict)) {}
 
 Memo::~Memo() {
   storages_.clear();
-  // The objects may run user code when they go.
-  const auto entries = std::move(entries_);
+  release(std::move(entries_));
+}
+
+/// The objects may run user code when they go: nothing may look into the table any more.
+void Memo::release(std::vector<Entry> entries) {
   for (const auto& entry : entries) {
+    if (entry.source == nullptr) continue;
     Py_DECREF(entry.source);
     Py_DECREF(entry.copy);
   }
 }
 
-std::size_t& Memo::slot_of(PyObject* source) {
-  const auto mask = slots_.size() - 1;
+Memo::Entry& Memo::entry_of(PyObject* source) {
+  const auto mask = entries_.size() - 1;
   auto place = (reinterpret_cast<std::uintptr_t>(source) >> 4) * 0x9E3779B97F4A7C15ULL >> 20;
   for (;; ++place) {
-    auto& slot = slots_[place & mask];
-    if (slot == 0 || entries_[slot - 1].source == source) return slot;
+    auto& entry = entries_[place & mask];
+    if (entry.source == source || entry.source == nullptr) return entry;
   }
 }
 
 void Memo::grow() {
-  std::vector<std::size_t> larger(slots_.size() * 4);
-  slots_.swap(larger);
-  for (std::size_t i = 0; i < entries_.size(); ++i) slot_of(entries_[i].source) = i + 1;
+  std::vector<Entry> smaller(entries_.size() * 4);
+  entries_.swap(smaller);
+  for (const auto& entry : smaller) {
+    if (entry.source != nullptr) entry_of(entry.source) = entry;
+  }
 }
 
 PyObject* Memo::find(PyObject* source) {
-  if (hidden()) {
-    const auto slot = slot_of(source);
-    return slot == 0 ? nullptr : entries_[slot - 1].copy;
-  }
+  if (hidden()) return entry_of(source).copy;
   PyObject* copy = PyDict_GetItemWithError(dict_.ptr(), identity(source).ptr());
   if (copy == nullptr && PyErr_Occurred()) raise();
   return copy;
@@ -71,16 +74,18 @@ void Memo::put(PyObject* source, PyObject* copy) {
     check(PyDict_SetItem(dict_.ptr(), identity(source).ptr(), copy));
     return;
   }
-  if (auto slot = slot_of(source); slot != 0) {
-    auto& entry = entries_[slot - 1];
-    if (entry.copy == copy) return;
+  auto* entry = &entry_of(source);
+  if (entry->source != nullptr) {
+    if (entry->copy == copy) return;
     Py_INCREF(copy);
-    Py_DECREF(std::exchange(entry.copy, copy));
+    Py_DECREF(std::exchange(entry->copy, copy));
     return;
   }
-  if (entries_.size() * 2 >= slots_.size()) grow();
-  entries_.push_back({source, copy});
-  slot_of(source) = entries_.size();
+  if (++count_ * 2 > entries_.size()) {
+    grow();
+    entry = &entry_of(source);
+  }
+  *entry = {source, copy};
   Py_INCREF(source);
   Py_INCREF(copy);
 }
@@ -95,6 +100,7 @@ PyObject* Memo::dict() {
   const auto dict = steal(PyDict_New());
   const auto kept = steal(PyList_New(0));
   for (const auto& entry : entries_) {
+    if (entry.source == nullptr) continue;
     check(PyDict_SetItem(dict.ptr(), identity(entry.source).ptr(), entry.copy));
     check(PyList_Append(kept.ptr(), entry.source));
   }
@@ -112,12 +118,8 @@ PyObject* Memo::dict() {
   if (PyList_GET_SIZE(kept.ptr()) > 0) check(PyDict_SetItem(dict.ptr(), identity(dict.ptr()).ptr(), kept.ptr()));
   running_.emplace(dict.ptr(), *call_);
   dict_ = dict;
-  const auto entries = std::move(entries_);
   storages_.clear();
-  for (const auto& entry : entries) {
-    Py_DECREF(entry.source);
-    Py_DECREF(entry.copy);
-  }
+  release(std::move(entries_));
   return dict_.ptr();
 }
 

@@ -49,15 +49,16 @@ class Memo {
 
  private:
   struct Entry {
-    PyObject* source;
-    PyObject* copy;
+    PyObject* source = nullptr;
+    PyObject* copy = nullptr;
   };
-  std::size_t& slot_of(PyObject* source);
+  Entry& entry_of(PyObject* source);
   void grow();
+  static void release(std::vector<Entry> entries);
 
   Call* call_;
-  std::vector<Entry> entries_;
-  std::vector<std::size_t> slots_;  ///< a hash table of places in entries_, plus one; the size is a power of two
+  std::vector<Entry> entries_;  ///< a hash table with linear probing; the size is a power of two
+  std::size_t count_ = 0;
   std::unordered_map<const c10::StorageImpl*, std::pair<c10::Storage, c10::Storage>> storages_;
   py::object dict_;
   std::optional<Running> running_;

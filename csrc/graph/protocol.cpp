@@ -150,6 +150,13 @@ Protocol::Protocol() {
   }
   module_attributes_ = keep(py::tuple(blank.attr("__dict__")));
 
+  const auto usual = py::tuple(module_class().attr("__dict__"));
+  for (const auto name : usual) usual_module_.push_back(name.inc_ref().ptr());
+  const auto complete = [&](PyObject* name) { return usual.contains(py::handle(name)); };
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
+    if (!complete(PyTuple_GET_ITEM(module_attributes_, i))) usual_module_.push_back(Py_None);  // never found
+  }
+
   for (const char* name : {"NoneType", "EllipsisType", "NotImplementedType", "CodeType", "BuiltinFunctionType",
                            "FunctionType"}) {
     const auto types = py::module_::import("types");
@@ -215,6 +222,7 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
     return Treatment::atomic;
   if (type == ordered_dict_type) return Treatment::ordered_dict;
   if (type == &PySet_Type) return Treatment::set;
+  if (type == &PyFrozenSet_Type) return Treatment::frozenset;
   if (PyType_IsSubtype(type, parameter_type)) {
     return inherits_parameter(type) ? Treatment::parameter : Treatment::ask;
   }
@@ -222,6 +230,16 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
   PyObject* getattr = of_type(type, names.getattr);
   PyObject* setstate = of_type(type, names.setstate);
   PyObject* getstate = of_type(type, names.getstate);
+  // As copyreg finds them. This may write the class, so its version is read afterwards.
+  const auto slots = steal(PyObject_CallMethod(py::module_::import("copyreg").ptr(), "_slotnames", "O", type));
+  of_type(type, names.dict);
+  if (!PyList_Check(slots.ptr())) return Treatment::ask;
+  if (PyList_GET_SIZE(slots.ptr()) > 0) {
+    const bool only = type->tp_dictoffset == 0 && of_type(type, names.slotnames) == slots.ptr();
+    return only && getattr == nullptr && setstate == nullptr && getstate == object_getstate_ ? Treatment::slotted
+                                                                                             : Treatment::ask;
+  }
+  if (type->tp_dictoffset == 0) return Treatment::ask;
   if (getattr == nullptr && setstate == nullptr && getstate == object_getstate_) return Treatment::instance;
   const bool of_torch = module_getattr_ != nullptr && module_getstate_ != nullptr && module_setstate_ != nullptr;
   return of_torch && getattr == module_getattr_ && getstate == module_getstate_ && setstate == module_setstate_
@@ -230,7 +248,7 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
 }
 
 bool Protocol::builds_like_object(PyTypeObject* type) const {
-  if (type->tp_new != PyBaseObject_Type.tp_new || type->tp_itemsize != 0 || type->tp_dictoffset == 0) return false;
+  if (type->tp_new != PyBaseObject_Type.tp_new || type->tp_itemsize != 0) return false;
   if (Py_TYPE(type)->tp_getattro != PyType_Type.tp_getattro) return false;
   const PyObject* order = type->tp_mro;
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(order); ++i) {
@@ -238,17 +256,12 @@ bool Protocol::builds_like_object(PyTypeObject* type) const {
     if (base != &PyBaseObject_Type && !PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) return false;
   }
   PyObject* dict = of_type(type, names.dict);
-  if (dict == nullptr || Py_TYPE(dict) != &PyGetSetDescr_Type) return false;
+  if (dict != nullptr && Py_TYPE(dict) != &PyGetSetDescr_Type) return false;
   for (PyObject* name : {names.deepcopy, names.getnewargs, names.getnewargs_ex}) {
     if (of_type(type, name) != nullptr) return false;
   }
-  if (of_type(type, names.reduce_ex) != object_reduce_ex_ || of_type(type, names.reduce) != object_reduce_ ||
-      of_type(type, names.getattribute) != object_getattribute_)
-    return false;
-  // As copyreg finds them. This may write the class, so the version is read afterwards.
-  const auto slots = steal(PyObject_CallMethod(py::module_::import("copyreg").ptr(), "_slotnames", "O", type));
-  of_type(type, names.dict);
-  return PyList_Check(slots.ptr()) && PyList_GET_SIZE(slots.ptr()) == 0;
+  return of_type(type, names.reduce_ex) == object_reduce_ex_ && of_type(type, names.reduce) == object_reduce_ &&
+         of_type(type, names.getattribute) == object_getattribute_;
 }
 
 bool Protocol::inherits_parameter(PyTypeObject* type) const {
@@ -258,23 +271,32 @@ bool Protocol::inherits_parameter(PyTypeObject* type) const {
          of_type(type, names.getattribute) == object_getattribute_ && of_type(type, names.getattr) == nullptr;
 }
 
-bool Protocol::complete_module(PyObject* dict) const {
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
-    if (!check(PyDict_Contains(dict, PyTuple_GET_ITEM(module_attributes_, i)))) return false;
-  }
-  return true;
-}
+bool Protocol::plain_attributes(PyObject* dict) const { return !holds_dunder(dict); }
 
-bool Protocol::overrides(PyObject* dict, bool module) const {
-  if (holds_dunder(dict)) return true;
-  if (!module) return false;
-  if (check(PyDict_Contains(dict, names.compiled_call))) return true;
+bool Protocol::plain_module(PyObject* dict) const {
+  // Nearly always the attributes begin as Module.__init__ made them, the very same strings.
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  std::size_t usual = 0;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    if (usual < usual_module_.size() && key == usual_module_[usual]) {
+      ++usual;
+    } else if (is_dunder(key) || key == names.compiled_call) {
+      return false;
+    }
+  }
+  if (usual < usual_module_.size()) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
+      if (!check(PyDict_Contains(dict, PyTuple_GET_ITEM(module_attributes_, i)))) return false;
+    }
+    if (check(PyDict_Contains(dict, names.compiled_call))) return false;
+  }
   for (PyObject* name : {names.parameters, names.buffers, names.modules}) {
     PyObject* children = PyDict_GetItemWithError(dict, name);
     if (children == nullptr) continue;
-    if (!PyDict_Check(children) || (PyDict_GET_SIZE(children) > 0 && holds_dunder(children))) return true;
+    if (!PyDict_Check(children) || (PyDict_GET_SIZE(children) > 0 && holds_dunder(children))) return false;
   }
-  return false;
+  return true;
 }
 
 void Protocol::install(py::object parameter, py::object tensor, py::object storage) {

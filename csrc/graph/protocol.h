@@ -29,8 +29,10 @@ enum class Treatment : std::uint8_t {
   method,        ///< a bound method
   ordered_dict,  ///< exactly collections.OrderedDict
   set,           ///< exactly set
+  frozenset,     ///< exactly frozenset
   instance,      ///< a Python class with a `__dict__`, no slots, and every method of the protocol as object has it
-  module,        ///< the same, with `__getattr__`, `__getstate__` and `__setstate__` of torch.nn.Module
+  slotted,       ///< the same, with slots instead of the `__dict__`
+  module,        ///< an instance with `__getattr__`, `__getstate__` and `__setstate__` of torch.nn.Module
   parameter,     ///< torch.nn.Parameter, or a subclass that inherits all that a deep copy uses
   tensor,        ///< exactly torch.Tensor
   storage,       ///< exactly torch.UntypedStorage
@@ -58,11 +60,13 @@ class Protocol {
   /// The entry of copy._deepcopy_dispatch, borrowed, or nullptr.
   PyObject* entry_of(PyTypeObject* type);
 
-  /// Does torch.nn.Module.__setstate__ add nothing to an instance with this `__dict__`?
-  bool complete_module(PyObject* dict) const;
+  /// The names of a slotted class's slots, a list, borrowed.
+  PyObject* slots_of(PyTypeObject* type) const { return _PyType_Lookup(type, names.slotnames); }
 
-  /// Does this instance's dict of attributes, or a module's tables of children, hold a name that the protocol asks for?
-  bool overrides(PyObject* dict, bool module) const;
+  /// Has an instance with this `__dict__` none of the methods that a deep copy asks for, as far as it is up to the instance?
+  bool plain_attributes(PyObject* dict) const;
+  /// The same for a module, whose tables of children answer too; and torch.nn.Module.__setstate__ would add nothing.
+  bool plain_module(PyObject* dict) const;
 
   /// Puts entries for parameters, tensors and storages into copy._deepcopy_dispatch.
   void install(py::object parameter, py::object tensor, py::object storage);
@@ -95,7 +99,8 @@ class Protocol {
   PyObject *object_reduce_ex_, *object_reduce_, *object_getstate_, *object_getattribute_;
   PyObject *module_getattr_, *module_getstate_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_, *storage_deepcopy_;
   PyObject *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_, *enum_deepcopy_;
-  PyObject* module_attributes_;  // a tuple of what Module.__setstate__ adds
+  PyObject* module_attributes_;     // a tuple of what Module.__setstate__ adds
+  std::vector<PyObject*> usual_module_;  // the names that Module.__init__ sets, in order
   PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;
   PyObject *old_parameter_ = nullptr, *old_tensor_ = nullptr, *old_storage_ = nullptr;
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/python_headers.h>
 
 #include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/utils/pythoncapi_compat.h>
 
 /// Small helpers around Python's C interface. Errors of Python travel as py::error_already_set.
 
@@ -28,13 +29,9 @@ inline int check(int answer) {
 
 /// `getattr(object, name, None)`, but a null object instead of None.
 [[nodiscard]] inline py::object find_attribute(PyObject* object, PyObject* name) {
-  PyObject* found = PyObject_GetAttr(object, name);
-  if (found == nullptr) {
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) raise();
-    PyErr_Clear();
-  } else if (found == Py_None) {
-    Py_CLEAR(found);
-  }
+  PyObject* found = nullptr;
+  check(PyObject_GetOptionalAttr(object, name, &found));
+  if (found == Py_None) Py_CLEAR(found);
   return py::reinterpret_steal<py::object>(found);
 }
 

@@ -65,10 +65,12 @@ PyObject* Walk::enter(PyObject* source) {
     case Treatment::ordered_dict:
       return enter_ordered_dict(source);
     case Treatment::set:
-      if (memo_.hidden() && PySet_GET_SIZE(source) == 0) return settled(source, steal(PySet_New(nullptr)));
-      return ask(source);
+    case Treatment::frozenset:
+      return enter_set(source);
     case Treatment::instance:
       return enter_instance(source, false);
+    case Treatment::slotted:
+      return enter_slotted(source);
     case Treatment::module:
       return enter_instance(source, true);
     case Treatment::parameter:
@@ -94,9 +96,13 @@ PyObject* Walk::resume(PyObject* result) {
       return resume_tuple(result);
     case Frame::Kind::dict:
       return resume_dict(result);
+    case Frame::Kind::set:
+      return resume_set(result);
     case Frame::Kind::instance:
-    case Frame::Kind::module:
       return resume_instance(result);
+    case Frame::Kind::module:
+    case Frame::Kind::slotted:
+      return resume_state(result);
     case Frame::Kind::method:
       return resume_method(result);
     case Frame::Kind::rebuild:

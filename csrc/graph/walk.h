@@ -36,7 +36,7 @@ class Walk {
  private:
   /// A copy under way. Which fields are used, and what for, is told where the frame's kind is resumed.
   struct Frame {
-    enum class Kind : std::uint8_t { list, tuple, dict, instance, module, method, rebuild };
+    enum class Kind : std::uint8_t { list, tuple, dict, set, instance, module, slotted, method, rebuild };
     Kind kind;
     std::uint8_t phase = 0;
     Py_ssize_t position = 0;
@@ -55,7 +55,9 @@ class Walk {
   PyObject* resume(PyObject* result);
 
   PyObject* enter_tuple(PyObject* source);
+  PyObject* enter_set(PyObject* source);
   PyObject* enter_instance(PyObject* source, bool module);
+  PyObject* enter_slotted(PyObject* source);
   PyObject* enter_ordered_dict(PyObject* source);
   PyObject* enter_tensor(PyObject* source, Treatment treatment);
   PyObject* ask(PyObject* source);
@@ -64,7 +66,10 @@ class Walk {
   PyObject* resume_list(PyObject* result);
   PyObject* resume_tuple(PyObject* result);
   PyObject* resume_dict(PyObject* result);
+  PyObject* resume_set(PyObject* result);
   PyObject* resume_instance(PyObject* result);
+  PyObject* resume_state(PyObject* result);
+  PyObject* finish_instance();
   PyObject* resume_method(PyObject* result);
   PyObject* resume_rebuild(PyObject* result);
   bool rebuild_arguments(PyObject* result);

@@ -122,7 +122,8 @@ def _replacement() -> types.CodeType:
     """
 
     def deepcopy(x: Any, memo: Any = None, _nil: Any = ()) -> Any:
-        return (b"the engine")(x, memo)  # type: ignore[operator]
+        engine: Any = b"the engine"
+        return engine(x, memo)
 
     code = deepcopy.__code__
     return code.replace(
