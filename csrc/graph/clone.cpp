@@ -40,7 +40,8 @@ void record_subclasses(const Call& call, PyObject* memo) {
   const auto copies = steal(PyDict_Values(memo));
   for (const auto copy : py::reinterpret_borrow<py::list>(copies)) {
     auto* type = Py_TYPE(copy.ptr());
-    if (type != protocol.tensor_type && type != protocol.parameter_type && PyType_IsSubtype(type, protocol.tensor_type)) {
+    if (type != protocol.tensor_type && type != protocol.parameter_type &&
+        PyType_IsSubtype(type, protocol.tensor_type)) {
       record_if_copied(copy.ptr());
     }
   }

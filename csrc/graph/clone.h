@@ -10,16 +10,16 @@ namespace torchcow {
 /// With the memo of a running clone this is a part of that clone, and `strict` is that one's.
 py::object clone(const py::object& source, const py::object& memo, bool strict);
 
-/// What copy.deepcopy itself is while `patch` is on: clone, but objects of the excluded classes are copied apart; and without
-/// a patch, and for `torchcow.deepcopy`, an ordinary deep copy.
+/// What copy.deepcopy itself is while `patch` is on: clone, but objects of the excluded classes are copied apart; and
+/// without a patch, and for `torchcow.deepcopy`, an ordinary deep copy.
 py::object patched_deepcopy(const py::object& source, const py::object& memo);
 py::object ordinary_deepcopy(const py::object& source, const py::object& memo);
 
 /// Turns the patch on, with a tuple of classes, or off, with None.
 void set_patch(const py::object& excluded);
 
-/// Puts entries for parameters, tensors and storages into copy._deepcopy_dispatch, so that a `copy.deepcopy` which user code
-/// calls with the memo of a running clone shares memory too. With any other memo they do what was done before.
+/// Puts entries for parameters, tensors and storages into copy._deepcopy_dispatch, so that a `copy.deepcopy` which user
+/// code calls with the memo of a running clone shares memory too. With any other memo they do what was done before.
 void install_entries();
 
 /// `remember(source, copy)` is called for each module that is cloned, so that errors can tell names.

@@ -132,8 +132,8 @@ PyObject* Walk::enter_set(PyObject* source) {
   return nullptr;
 }
 
-// set: `extra` is a list of the members, which are replaced by their copies; `position` is the next one. A set of them in the
-// same order is what `type(source)(members)` makes.
+// set: `extra` is a list of the members, which are replaced by their copies; `position` is the next one. A set of them
+// in the same order is what `type(source)(members)` makes.
 PyObject* Walk::resume_set(PyObject* result) {
   const auto depth = frames_.size();
   const auto members = top().extra;

@@ -92,8 +92,8 @@ PyObject* Walk::resume_state(PyObject* result) {
   return finish(copy);
 }
 
-// instance: `extra` is the source's `__dict__`. Phase 0: its names and copied values gather in `values_`. Phase 1: the dict
-// itself is being copied, and then updates the attributes of the copy.
+// instance: `extra` is the source's `__dict__`. Phase 0: its names and copied values gather in `values_`. Phase 1: the
+// dict itself is being copied, and then updates the attributes of the copy.
 PyObject* Walk::resume_instance(PyObject* result) {
   const auto depth = frames_.size();
   const auto frame = [&]() -> Frame& { return frames_[depth - 1]; };

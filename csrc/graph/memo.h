@@ -11,12 +11,13 @@
 /// The memo of a deep copy: which object was copied to which, by identity.
 ///
 /// It is *hidden* as long as no user code can see it: a table of ours, several times faster than a dict. The first
-/// method or table entry that wants the memo gets a dict with everything that a deep copy would have put into it: the copies
-/// under the identities of their sources, the list that keeps sources alive under the identity of the memo itself, and the storages
-/// under "torch". From then on that dict is the memo, with all that its holder does to it. A memo that the caller brings
-/// is a dict from the start.
+/// method or table entry that wants the memo gets a dict with everything that a deep copy would have put into it: the
+/// copies under the identities of their sources, the list that keeps sources alive under the identity of the memo
+/// itself, and the storages under "torch". From then on that dict is the memo, with all that its holder does to it. A
+/// memo that the caller brings is a dict from the start.
 ///
-/// One entry is left out while the memo is hidden: that of an instance's `__dict__`, if nobody but the instance refers to it.
+/// One entry is left out while the memo is hidden: that of an instance's `__dict__`, if nobody but the instance refers
+/// to it.
 ///
 /// Ownership: sources and copies are kept alive as long as the memo lives.
 

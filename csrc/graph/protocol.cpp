@@ -84,14 +84,31 @@ Protocol& Protocol::get() {
 }
 
 Protocol::Protocol() {
-  names = {intern("__deepcopy__"),    intern("__reduce_ex__"),      intern("__reduce__"),
-           intern("__getstate__"),    intern("__setstate__"),       intern("__getnewargs__"),
-           intern("__getnewargs_ex__"), intern("__getattribute__"), intern("__getattr__"),
-           intern("__dict__"),        intern("__slotnames__"),      intern("__torch_function__"),
-           intern("data"),            intern("requires_grad"),      intern("_parameters"),
-           intern("_buffers"),        intern("_modules"),           intern("_compiled_call_impl"), intern("append"),
-           intern("items"),           intern("update"),             intern("__func__"),
-           intern("__self__"),        intern("torch"),              intern("add")};
+  names = {intern("__deepcopy__"),
+           intern("__reduce_ex__"),
+           intern("__reduce__"),
+           intern("__getstate__"),
+           intern("__setstate__"),
+           intern("__getnewargs__"),
+           intern("__getnewargs_ex__"),
+           intern("__getattribute__"),
+           intern("__getattr__"),
+           intern("__dict__"),
+           intern("__slotnames__"),
+           intern("__torch_function__"),
+           intern("data"),
+           intern("requires_grad"),
+           intern("_parameters"),
+           intern("_buffers"),
+           intern("_modules"),
+           intern("_compiled_call_impl"),
+           intern("append"),
+           intern("items"),
+           intern("update"),
+           intern("__func__"),
+           intern("__self__"),
+           intern("torch"),
+           intern("add")};
   empty_tuple = keep(steal(PyTuple_New(0)));
 
   const auto copy = py::module_::import("copy");
@@ -104,8 +121,8 @@ Protocol::Protocol() {
   copy_dict_ = attribute(copy, "_deepcopy_dict");
   copy_method_ = attribute(copy, "_deepcopy_method");
   copys_deepcopy = function_of_its_own(copy.attr("deepcopy"));
-  call_reconstruct = keep(py::eval("lambda source, memo, reduced: _reconstruct(source, memo, *reduced)",
-                                   copy.attr("__dict__")));
+  call_reconstruct =
+      keep(py::eval("lambda source, memo, reduced: _reconstruct(source, memo, *reduced)", copy.attr("__dict__")));
   error = attribute(copy, "Error");
   dispatch_table = attribute(copyreg, "dispatch_table");
 
@@ -157,13 +174,13 @@ Protocol::Protocol() {
     if (!complete(PyTuple_GET_ITEM(module_attributes_, i))) usual_module_.push_back(Py_None);  // never found
   }
 
-  for (const char* name : {"NoneType", "EllipsisType", "NotImplementedType", "CodeType", "BuiltinFunctionType",
-                           "FunctionType"}) {
+  for (const char* name :
+       {"NoneType", "EllipsisType", "NotImplementedType", "CodeType", "BuiltinFunctionType", "FunctionType"}) {
     const auto types = py::module_::import("types");
     if (py::hasattr(types, name)) atomic_types_.push_back(reinterpret_cast<PyTypeObject*>(attribute(types, name)));
   }
-  for (PyTypeObject* type : {&PyLong_Type, &PyFloat_Type, &PyBool_Type, &PyComplex_Type, &PyBytes_Type,
-                             &PyUnicode_Type, &PyType_Type, &PyRange_Type, &PyProperty_Type, &_PyWeakref_RefType}) {
+  for (PyTypeObject* type : {&PyLong_Type, &PyFloat_Type, &PyBool_Type, &PyComplex_Type, &PyBytes_Type, &PyUnicode_Type,
+                             &PyType_Type, &PyRange_Type, &PyProperty_Type, &_PyWeakref_RefType}) {
     atomic_types_.push_back(type);
   }
 }
@@ -174,8 +191,8 @@ void Protocol::forget_if_tables_changed() {
   if (dispatch_version == dispatch_version_ && copyreg_version == copyreg_version_) return;
   known_.fill({});
   atomic_types_are_plain_ = copy_atomic_ != Py_None && std::ranges::all_of(atomic_types_, [&](PyTypeObject* type) {
-    return look_up(dispatch_, type) == copy_atomic_;
-  });
+                              return look_up(dispatch_, type) == copy_atomic_;
+                            });
   dispatch_version_ = dispatch_version;
   copyreg_version_ = copyreg_version;
 }
@@ -313,9 +330,10 @@ void Protocol::install(py::object parameter, py::object tensor, py::object stora
 
 py::object Protocol::inherited(PyObject* source, PyObject* memo) {
   auto* type = Py_TYPE(source);
-  PyObject* old = type == parameter_type ? old_parameter_ : type == tensor_type ? old_tensor_
-                  : type == storage_type                                        ? old_storage_
-                                                                                : nullptr;
+  PyObject* old = type == parameter_type ? old_parameter_
+                  : type == tensor_type  ? old_tensor_
+                  : type == storage_type ? old_storage_
+                                         : nullptr;
   if (old != nullptr) return steal(PyObject_CallFunctionObjArgs(old, source, memo, nullptr));
   return steal(PyObject_CallMethodObjArgs(source, names.deepcopy, memo, nullptr));
 }

@@ -22,7 +22,7 @@ namespace torchcow {
 
 /// How the objects of a class are copied. All but the last two need no call of a Python function.
 enum class Treatment : std::uint8_t {
-  atomic,        ///< the object is its own copy
+  atomic,  ///< the object is its own copy
   list,
   tuple,
   dict,
@@ -43,8 +43,8 @@ enum class Treatment : std::uint8_t {
 /// Names of attributes, interned.
 struct Names {
   PyObject *deepcopy, *reduce_ex, *reduce, *getstate, *setstate, *getnewargs, *getnewargs_ex, *getattribute, *getattr,
-      *dict, *slotnames, *torch_function, *data, *requires_grad, *parameters, *buffers, *modules, *compiled_call, *append, *items,
-      *update, *func, *self, *torch, *add;
+      *dict, *slotnames, *torch_function, *data, *requires_grad, *parameters, *buffers, *modules, *compiled_call,
+      *append, *items, *update, *func, *self, *torch, *add;
 };
 
 class Protocol {
@@ -63,7 +63,8 @@ class Protocol {
   /// The names of a slotted class's slots, a list, borrowed.
   PyObject* slots_of(PyTypeObject* type) const { return _PyType_Lookup(type, names.slotnames); }
 
-  /// Has an instance with this `__dict__` none of the methods that a deep copy asks for, as far as it is up to the instance?
+  /// Has an instance with this `__dict__` none of the methods that a deep copy asks for, as far as it is up to the
+  /// instance?
   bool plain_attributes(PyObject* dict) const;
   /// The same for a module, whose tables of children answer too; and torch.nn.Module.__setstate__ would add nothing.
   bool plain_module(PyObject* dict) const;
@@ -76,8 +77,8 @@ class Protocol {
   Names names;
   PyTypeObject *module_type, *parameter_type, *tensor_type, *storage_type, *ordered_dict_type, *device_mode_type;
   PyObject *error, *dispatch_table;  // of copy and copyreg
-  PyObject* copys_deepcopy;            // copy.deepcopy as written in Python
-  PyObject* call_reconstruct;                   // (source, memo, reduced) -> copy._reconstruct(source, memo, *reduced)
+  PyObject* copys_deepcopy;          // copy.deepcopy as written in Python
+  PyObject* call_reconstruct;        // (source, memo, reduced) -> copy._reconstruct(source, memo, *reduced)
   PyObject* empty_tuple;
 
  private:
@@ -97,9 +98,10 @@ class Protocol {
   PyObject* dispatch_;  // copy._deepcopy_dispatch
   PyObject *copy_atomic_, *copy_list_, *copy_tuple_, *copy_dict_, *copy_method_;
   PyObject *object_reduce_ex_, *object_reduce_, *object_getstate_, *object_getattribute_;
-  PyObject *module_getattr_, *module_getstate_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_, *storage_deepcopy_;
+  PyObject *module_getattr_, *module_getstate_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_,
+      *storage_deepcopy_;
   PyObject *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_, *enum_deepcopy_;
-  PyObject* module_attributes_;     // a tuple of what Module.__setstate__ adds
+  PyObject* module_attributes_;          // a tuple of what Module.__setstate__ adds
   std::vector<PyObject*> usual_module_;  // the names that Module.__init__ sets, in order
   PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;
   PyObject *old_parameter_ = nullptr, *old_tensor_ = nullptr, *old_storage_ = nullptr;

@@ -19,8 +19,7 @@ PyObject* Walk::ask(PyObject* asked) {
   } else if (const auto reduce_ex = find_attribute(source, names.reduce_ex)) {
     static PyObject* const protocol = PyLong_FromLong(4);
     reduced = steal(PyObject_CallOneArg(reduce_ex.ptr(), protocol));
-  } else if (const auto reduce = find_attribute(source, names.reduce);
-             reduce && check(PyObject_IsTrue(reduce.ptr()))) {
+  } else if (const auto reduce = find_attribute(source, names.reduce); reduce && check(PyObject_IsTrue(reduce.ptr()))) {
     reduced = steal(PyObject_CallNoArgs(reduce.ptr()));
   } else {
     PyErr_Format(protocol_.error, "un(deep)copyable object of type %S", type);
@@ -33,8 +32,7 @@ PyObject* Walk::ask(PyObject* asked) {
 /// What `copy._reconstruct(source, memo, *reduced)` does. Answers of unusual shape are left to it, errors included.
 PyObject* Walk::rebuild(PyObject* source, py::object reduced) {
   const bool usual = PyTuple_CheckExact(reduced.ptr()) && PyTuple_GET_SIZE(reduced.ptr()) >= 2 &&
-                     PyTuple_GET_SIZE(reduced.ptr()) <= 5 &&
-                     PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
+                     PyTuple_GET_SIZE(reduced.ptr()) <= 5 && PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
   if (!usual) {
     return settled(source, steal(PyObject_CallFunctionObjArgs(protocol_.call_reconstruct, source, memo_.dict(),
                                                               reduced.ptr(), nullptr)));
@@ -45,8 +43,8 @@ PyObject* Walk::rebuild(PyObject* source, py::object reduced) {
   return nullptr;
 }
 
-// rebuild: `extra` is what the object was reduced to: function, arguments, state, list items, dict items. The phases copy
-// them in this order; each answers whether it is done, or waits for the copy of something.
+// rebuild: `extra` is what the object was reduced to: function, arguments, state, list items, dict items. The phases
+// copy them in this order; each answers whether it is done, or waits for the copy of something.
 PyObject* Walk::resume_rebuild(PyObject* result) {
   const auto depth = frames_.size();
   for (;;) {
@@ -97,8 +95,10 @@ std::pair<py::object, py::object> unpacked(const py::object& pair) {
   const auto sequence = steal(PySequence_Fast(pair.ptr(), "cannot unpack non-iterable object"));
   const auto size = PySequence_Fast_GET_SIZE(sequence.ptr());
   if (size != 2) {
-    PyErr_Format(PyExc_ValueError, size < 2 ? "not enough values to unpack (expected 2, got %zd)"
-                                            : "too many values to unpack (expected 2)", size);
+    PyErr_Format(
+        PyExc_ValueError,
+        size < 2 ? "not enough values to unpack (expected 2, got %zd)" : "too many values to unpack (expected 2)",
+        size);
     raise();
   }
   return {borrow(PySequence_Fast_GET_ITEM(sequence.ptr(), 0)), borrow(PySequence_Fast_GET_ITEM(sequence.ptr(), 1))};
@@ -161,7 +161,8 @@ bool Walk::rebuild_state(PyObject* result) {
     steal(PyObject_CallMethodOneArg(attributes.ptr(), protocol_.names.update, state.ptr()));
   }
   if (slots && !slots.is_none()) {
-    const auto pairs = steal(PyObject_GetIter(steal(PyObject_CallMethodNoArgs(slots.ptr(), protocol_.names.items)).ptr()));
+    const auto pairs =
+        steal(PyObject_GetIter(steal(PyObject_CallMethodNoArgs(slots.ptr(), protocol_.names.items)).ptr()));
     while (const auto pair = next(pairs.ptr())) {
       const auto [name, value] = unpacked(pair);
       check(PyObject_SetAttr(copy.ptr(), name.ptr(), value.ptr()));

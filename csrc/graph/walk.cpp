@@ -8,7 +8,8 @@ namespace torchcow {
 
 namespace {
 
-/// Nesting beyond this and beyond Python's own limit is taken for endless: an object whose `__reduce__` makes another one.
+/// Nesting beyond this and beyond Python's own limit is taken for endless: an object whose `__reduce__` makes another
+/// one.
 constexpr std::size_t deepest = 100'000;
 
 constexpr std::uint32_t objects_per_breath = 1024;

@@ -7,13 +7,13 @@
 
 /// The deep copy itself: what `copy.deepcopy(x, memo)` does, in its order, with its memo and its errors.
 ///
-/// The walk keeps its own stack. A container that waits for a copy of a member is a Frame; `enter` either copies an object
-/// at once or pushes a frame for it, and `resume` goes on with the frame on top. So nesting takes memory, not C stack,
-/// and an object is copied at any depth that fits. Only user code that calls deepcopy again recurses, and Python's limit
-/// counts that.
+/// The walk keeps its own stack. A container that waits for a copy of a member is a Frame; `enter` either copies an
+/// object at once or pushes a frame for it, and `resume` goes on with the frame on top. So nesting takes memory, not C
+/// stack, and an object is copied at any depth that fits. Only user code that calls deepcopy again recurses, and
+/// Python's limit counts that.
 ///
-/// What is not known to be default (protocol.h) is asked exactly as `copy` asks it. User code runs between steps; it may
-/// change containers that are being copied, the memo, or the classes. No step keeps a borrowed reference over a
+/// What is not known to be default (protocol.h) is asked exactly as `copy` asks it. User code runs between steps; it
+/// may change containers that are being copied, the memo, or the classes. No step keeps a borrowed reference over a
 /// call that can run it, and lists and dicts are looked at again after each.
 ///
 /// Visible in the middle: lists, dicts and instances under way are in the memo as deepcopy would have them, filled as
@@ -41,7 +41,7 @@ class Walk {
     std::uint8_t phase = 0;
     Py_ssize_t position = 0;
     Py_ssize_t size = 0;
-    std::size_t base = 0;    ///< where this frame's part of `values_` begins
+    std::size_t base = 0;  ///< where this frame's part of `values_` begins
     py::object source;
     py::object copy;
     py::object extra;

@@ -19,7 +19,7 @@ T = TypeVar("T")
 _lock = threading.Lock()
 _active: list[Patch] = []
 _function = copy.deepcopy
-_original = getattr(_function, "__code__", None)
+_original: Any = getattr(_function, "__code__", None)
 
 
 class Patch:
