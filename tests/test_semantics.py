@@ -470,6 +470,11 @@ def nested_modules(depth):
     return module
 
 
+class Nothing:
+    def __deepcopy__(self, memo):
+        return None
+
+
 class WrongReduce:
     def __reduce__(self):
         return 5
@@ -519,6 +524,9 @@ ERRORS = {
     "own error, deep": lambda: [matrix(), {"x": [matrix(), Raises()]}],
     "error in __getstate__": RaisesInState,
     "mkldnn": lambda: matrix().to_mkldnn(),
+    "no memory for a parameter": lambda: nn.Parameter(torch.zeros(1).expand(10**14)),
+    "no memory for a parameter, deep": lambda: nn.ParameterList([matrix(), torch.zeros(1).expand(10**14)]),
+    "a method of nothing": lambda: types.MethodType(print, Nothing()),
     "ctypes pointer": lambda: __import__("ctypes").pointer(__import__("ctypes").c_int(3)),
 }
 

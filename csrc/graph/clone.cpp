@@ -4,6 +4,9 @@
 #include "tensors.h"
 #include "walk.h"
 
+#include <torch/csrc/Exceptions.h>
+
+#include <exception>
 #include <utility>
 
 namespace torchcow {
@@ -15,6 +18,19 @@ py::function* remember_module = nullptr;  // lives as long as the process
 
 using Copier = py::object (*)(Memo&, PyObject*);
 
+/// What `act` returns; errors of torch become those that torch's own functions raise in Python.
+template <class Act>
+py::object translated(const Act& act) {
+  try {
+    return act();
+  } catch (py::error_already_set&) {
+    throw;
+  } catch (...) {
+    torch::translate_exception_to_python(std::current_exception());
+    raise();
+  }
+}
+
 template <Copier copier>
 py::object entry(const py::object& source, const py::object& memo) {
   check_stack();
@@ -24,7 +40,7 @@ py::object entry(const py::object& source, const py::object& memo) {
   Memo known(*call, memo);
   py::object copy;
   if (call->shares() && protocol.treatment_of(Py_TYPE(source.ptr())) != Treatment::entry) {
-    copy = copier(known, source.ptr());
+    copy = translated([&] { return copier(known, source.ptr()); });
   }
   if (!copy) {
     copy = protocol.inherited(source.ptr(), memo.ptr());
@@ -65,7 +81,7 @@ py::object walk(Call& call, const py::object& source, const py::object& given) {
 py::object copy_by(Call& call, const py::object& source, const py::object& memo) {
   py::object copy;
   try {
-    copy = walk(call, source, memo);
+    copy = translated([&] { return walk(call, source, memo); });
   } catch (...) {
     call.finish();
     throw;
@@ -79,7 +95,7 @@ bool is_unusual(const py::object& memo) { return !memo.is_none() && !PyDict_Chec
 
 py::object copy_within(Call& running, const py::object& source, const py::object& memo) {
   Memo known(running, memo);
-  return Walk(known).copy(source.ptr());
+  return translated([&] { return Walk(known).copy(source.ptr()); });
 }
 
 void remember(const py::object& source, const py::object& copy) {

@@ -159,7 +159,8 @@ PyObject* Walk::resume_method(PyObject* result) {
   auto self = py::reinterpret_steal<py::object>(result);
   if (!self) self = py::reinterpret_steal<py::object>(enter(PyMethod_GET_SELF(source.ptr())));
   if (!self) return nullptr;
-  return finish(steal(PyMethod_New(PyMethod_GET_FUNCTION(source.ptr()), self.ptr())));
+  return finish(steal(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(&PyMethod_Type),
+                                                   PyMethod_GET_FUNCTION(source.ptr()), self.ptr(), nullptr)));
 }
 
 }  // namespace torchcow

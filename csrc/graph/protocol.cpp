@@ -14,8 +14,6 @@ namespace {
 /// Kept for the life of the process.
 PyObject* keep(py::object object) { return object.release().ptr(); }
 
-PyObject* intern(const char* name) { return keep(steal(PyUnicode_InternFromString(name))); }
-
 PyObject* of_type(PyTypeObject* type, PyObject* name) { return _PyType_Lookup(type, name); }
 
 /// Changes whenever the class or one of its bases does, and is never used twice; 0 if the class has run out of numbers.
@@ -84,31 +82,6 @@ Protocol& Protocol::get() {
 }
 
 Protocol::Protocol() {
-  names = {intern("__deepcopy__"),
-           intern("__reduce_ex__"),
-           intern("__reduce__"),
-           intern("__getstate__"),
-           intern("__setstate__"),
-           intern("__getnewargs__"),
-           intern("__getnewargs_ex__"),
-           intern("__getattribute__"),
-           intern("__getattr__"),
-           intern("__dict__"),
-           intern("__slotnames__"),
-           intern("__torch_function__"),
-           intern("data"),
-           intern("requires_grad"),
-           intern("_parameters"),
-           intern("_buffers"),
-           intern("_modules"),
-           intern("_compiled_call_impl"),
-           intern("append"),
-           intern("items"),
-           intern("update"),
-           intern("__func__"),
-           intern("__self__"),
-           intern("torch"),
-           intern("add")};
   empty_tuple = keep(steal(PyTuple_New(0)));
 
   const auto copy = py::module_::import("copy");
@@ -148,6 +121,8 @@ Protocol::Protocol() {
   storage_deepcopy_ = written_in(of_type(storage_type, names.deepcopy), "torch/storage.py");
   const auto enum_type = py::module_::import("enum").attr("Enum");
   enum_deepcopy_ = written_in(of_type(reinterpret_cast<PyTypeObject*>(enum_type.ptr()), names.deepcopy), "enum.py");
+  parameter_new_ = of_type(parameter_type, names.new_);
+  parameter_init_ = of_type(parameter_type, names.init);
   parameter_torch_function_ = of_type(parameter_type, names.torch_function);
   tensor_data_ = of_type(tensor_type, names.data);
   tensor_requires_grad_ = of_type(tensor_type, names.requires_grad);
@@ -210,13 +185,15 @@ Treatment Protocol::treatment_of(PyTypeObject* type) {
   forget_if_tables_changed();
   auto& known = known_[(reinterpret_cast<std::uintptr_t>(type) >> 4) % known_.size()];
   if (known.type == type && known.version != 0 && known.version == version_of(type)) return known.treatment;
+  of_type(type, names.dict);  // gives the class a version number, if it had none
+  const auto version = version_of(type);
   const auto treatment = decide(type);
-  known = {type, version_of(type), treatment};
+  // To decide may run Python, which may change the class, or come here again.
+  if (version == version_of(type)) known = {type, version, treatment};
   return treatment;
 }
 
 Treatment Protocol::decide(PyTypeObject* type) {
-  of_type(type, names.dict);  // gives the class a version number, if it had none
   PyObject* entry = entry_of(type);
   if (entry == nullptr) return decide_without_entry(type);
   if (entry == copy_atomic_) return Treatment::atomic;
@@ -247,9 +224,8 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
   PyObject* getattr = of_type(type, names.getattr);
   PyObject* setstate = of_type(type, names.setstate);
   PyObject* getstate = of_type(type, names.getstate);
-  // As copyreg finds them. This may write the class, so its version is read afterwards.
+  // As copyreg finds them; it writes them into the class, the first time.
   const auto slots = steal(PyObject_CallMethod(py::module_::import("copyreg").ptr(), "_slotnames", "O", type));
-  of_type(type, names.dict);
   if (!PyList_Check(slots.ptr())) return Treatment::ask;
   if (PyList_GET_SIZE(slots.ptr()) > 0) {
     const bool only = type->tp_dictoffset == 0 && of_type(type, names.slotnames) == slots.ptr();
@@ -286,6 +262,11 @@ bool Protocol::inherits_parameter(PyTypeObject* type) const {
          of_type(type, names.torch_function) == parameter_torch_function_ &&
          of_type(type, names.data) == tensor_data_ && of_type(type, names.requires_grad) == tensor_requires_grad_ &&
          of_type(type, names.getattribute) == object_getattribute_ && of_type(type, names.getattr) == nullptr;
+}
+
+bool Protocol::constructs_parameters() const {
+  return of_type(parameter_type, names.new_) == parameter_new_ &&
+         of_type(parameter_type, names.init) == parameter_init_;
 }
 
 bool Protocol::plain_attributes(PyObject* dict) const { return !holds_dunder(dict); }

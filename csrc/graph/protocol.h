@@ -42,9 +42,30 @@ enum class Treatment : std::uint8_t {
 
 /// Names of attributes, interned.
 struct Names {
-  PyObject *deepcopy, *reduce_ex, *reduce, *getstate, *setstate, *getnewargs, *getnewargs_ex, *getattribute, *getattr,
-      *dict, *slotnames, *torch_function, *data, *requires_grad, *parameters, *buffers, *modules, *compiled_call,
-      *append, *items, *update, *func, *self, *torch, *add;
+  PyObject* deepcopy = intern("__deepcopy__");
+  PyObject* reduce_ex = intern("__reduce_ex__");
+  PyObject* reduce = intern("__reduce__");
+  PyObject* getstate = intern("__getstate__");
+  PyObject* setstate = intern("__setstate__");
+  PyObject* getnewargs = intern("__getnewargs__");
+  PyObject* getnewargs_ex = intern("__getnewargs_ex__");
+  PyObject* getattribute = intern("__getattribute__");
+  PyObject* getattr = intern("__getattr__");
+  PyObject* dict = intern("__dict__");
+  PyObject* slotnames = intern("__slotnames__");
+  PyObject* new_ = intern("__new__");
+  PyObject* init = intern("__init__");
+  PyObject* torch_function = intern("__torch_function__");
+  PyObject* data = intern("data");
+  PyObject* requires_grad = intern("requires_grad");
+  PyObject* parameters = intern("_parameters");
+  PyObject* buffers = intern("_buffers");
+  PyObject* modules = intern("_modules");
+  PyObject* compiled_call = intern("_compiled_call_impl");
+  PyObject* append = intern("append");
+  PyObject* items = intern("items");
+  PyObject* update = intern("update");
+  PyObject* torch = intern("torch");
 };
 
 class Protocol {
@@ -62,6 +83,9 @@ class Protocol {
 
   /// The names of a slotted class's slots, a list, borrowed.
   PyObject* slots_of(PyTypeObject* type) const { return _PyType_Lookup(type, names.slotnames); }
+
+  /// Is the constructor of torch.nn.Parameter still torch's?
+  bool constructs_parameters() const;
 
   /// Has an instance with this `__dict__` none of the methods that a deep copy asks for, as far as it is up to the
   /// instance?
@@ -100,7 +124,8 @@ class Protocol {
   PyObject *object_reduce_ex_, *object_reduce_, *object_getstate_, *object_getattribute_;
   PyObject *module_getattr_, *module_getstate_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_,
       *storage_deepcopy_;
-  PyObject *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_, *enum_deepcopy_;
+  PyObject *parameter_new_, *parameter_init_, *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_,
+      *enum_deepcopy_;
   PyObject* module_attributes_;          // a tuple of what Module.__setstate__ adds
   std::vector<PyObject*> usual_module_;  // the names that Module.__init__ sets, in order
   PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;

@@ -21,6 +21,11 @@ namespace py = pybind11;
 
 [[nodiscard]] inline py::object borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
 
+/// A string for names, which lives as long as the process.
+[[nodiscard]] inline PyObject* intern(const char* name) {
+  return steal(PyUnicode_InternFromString(name)).release().ptr();
+}
+
 /// For functions of the C interface that answer -1 for an error.
 inline int check(int answer) {
   if (answer < 0) raise();

@@ -199,7 +199,7 @@ py::object copy_parameter(Memo& memo, PyObject* source) {
   auto& protocol = Protocol::get();
   auto data = parameter_data(memo.call().sharing, tensor);
   const bool requires_grad = tensor.requires_grad();
-  if (Py_TYPE(source) == protocol.parameter_type) {
+  if (Py_TYPE(source) == protocol.parameter_type && protocol.constructs_parameters()) {
     data.unsafeGetTensorImpl()->set_allow_tensor_metadata_change(true);
     if (requires_grad) data.set_requires_grad(true);
     return steal(THPVariable_Wrap(data, protocol.parameter_type));

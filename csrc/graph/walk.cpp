@@ -81,6 +81,7 @@ PyObject* Walk::enter(PyObject* source) {
     case Treatment::entry: {
       const auto held = borrow(source);
       const auto entry = borrow(protocol_.entry_of(type));
+      if (!entry) return ask(source);
       return settled(source, steal(PyObject_CallFunctionObjArgs(entry.ptr(), source, memo_.dict(), nullptr)));
     }
     case Treatment::ask:
