@@ -52,6 +52,8 @@ def memo_of(nodes, seeded):
 
 def compare(recipe, seeded=None):
     nodes = graph(recipe)
+    if len(nodes) % 2:
+        nodes.reverse()  # a tuple is then met before the list that it is in a cycle with
     sources = reachable(nodes)
     before = Canon().form(nodes)
     memos = memo_of(nodes, seeded), memo_of(nodes, seeded)
