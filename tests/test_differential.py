@@ -111,3 +111,10 @@ def test_while_every_allocation_collects():
             compare([(kind, [1, 2]), (KINDS.index("list"), [0, 2]), (kind, [0, 1]), (KINDS.index("Net"), [2, 0])])
     finally:
         gc.set_threshold(*threshold)
+
+
+@pytest.mark.parametrize("inner", ["list", "dict", "Plain", "Slots", "deque", "OrderedDict", "WithReduce", "Net"])
+@pytest.mark.parametrize("outer", ["tuple", "tuple subclass", "namedtuple", "frozen dataclass", "partial"])
+def test_cycles_through_what_cannot_be_filled(outer, inner):
+    """The outer object is met first, and has been copied already when its members are done."""
+    compare([(KINDS.index(inner), [1]), (KINDS.index(outer), [0]), (KINDS.index("int"), [])])
