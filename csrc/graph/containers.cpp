@@ -96,15 +96,9 @@ PyObject* Walk::resume_dict(PyObject* result) {
     }
     PyObject *key, *value;
     auto& here = frame();
-    if (PyDict_GET_SIZE(source) != here.size) {
-      PyErr_SetString(PyExc_RuntimeError, "dictionary changed size during iteration");
-      raise();
-    }
+    if (PyDict_GET_SIZE(source) != here.size) raise_changed("changed size");
     if (!PyDict_Next(source, &here.position, &key, &value)) break;
-    if (here.base++ == static_cast<std::size_t>(here.size)) {
-      PyErr_SetString(PyExc_RuntimeError, "dictionary keys changed during iteration");
-      raise();
-    }
+    if (here.base++ == static_cast<std::size_t>(here.size)) raise_changed("keys changed");
     here.pending = borrow(key);
     const auto held = borrow(value);
     made = py::reinterpret_steal<py::object>(enter(value));

@@ -2,15 +2,6 @@
 
 namespace torchcow {
 
-namespace {
-
-[[noreturn]] void raise_changed(const char* what) {
-  PyErr_Format(PyExc_RuntimeError, "dictionary %s during iteration", what);
-  raise();
-}
-
-}  // namespace
-
 /// `copyreg.__newobj__(cls)`, with the state in `__dict__`, as object.__reduce_ex__ would have it.
 PyObject* Walk::enter_instance(PyObject* source, bool module) {
   auto attributes = steal(PyObject_GenericGetDict(source, nullptr));

@@ -147,6 +147,11 @@ PyObject* Walk::enter_tensor(PyObject* source, Treatment treatment) {
   return settled(source, std::move(copy));
 }
 
+void Walk::raise_changed(const char* what) {
+  PyErr_Format(PyExc_RuntimeError, "dictionary %s during iteration", what);
+  raise();
+}
+
 void Walk::breathe() {
   check(PyErr_CheckSignals());
   if (ticks_ % (objects_per_breath * breaths_per_turn) == 0) {

@@ -83,6 +83,8 @@ class Walk {
   /// What deepcopy does at the end of each object.
   PyObject* settled(PyObject* source, py::object copy);
   void breathe();
+  /// The error of an iterator over a dict that user code has changed.
+  [[noreturn]] static void raise_changed(const char* what);
 
   Frame& top() { return frames_.back(); }
 
