@@ -24,6 +24,9 @@ import torchcow
 copium = pytest.importorskip("copium", reason="make bench installs it")
 
 
+TURN = 0.02  # seconds
+
+
 def gpt2_of_transformers(tiny):
     transformers = pytest.importorskip("transformers", reason="make test-models or make demo installs it")
     size = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 257} if tiny else {}
@@ -76,6 +79,7 @@ def test_models(name, tiny, compare, report):
     model = MODELS[name](tiny)
     prototype = torchcow.clone(model)  # all are sharers already, as with any second clone
     medians = compare(
+        turn=TURN,
         deepcopy=(lambda: model, copy.deepcopy),
         public_parts=(lambda: None, public_parts_of_another(model)),
         clone=(lambda: model, torchcow.clone),
@@ -134,6 +138,7 @@ def plain_objects(name, tiny):
 def test_objects_without_tensors(name, tiny, compare, report):
     obj = plain_objects(name, tiny)
     medians = compare(
+        turn=TURN,
         deepcopy=(lambda: obj, copy.deepcopy),
         copium=(lambda: obj, copium.deepcopy),
         clone=(lambda: obj, torchcow.clone),
@@ -158,6 +163,7 @@ def test_where_the_time_goes(tiny, compare, report):
         return [(new(cls), dict.fromkeys(vars(relus[0])), [one() for one in make]) for _ in relus]
 
     medians = compare(
+        turn=TURN,
         modules=(lambda: relus, torchcow.clone),
         allocations=(lambda: None, allocate),
         tensors=(lambda: tensors, torchcow.clone),

@@ -29,28 +29,43 @@ def compare(benchmark, tiny) -> Callable[..., dict[str, float]]:
     """Time candidates in turn and return their medians in seconds.
 
     A candidate is a pair: what prepares (not timed), and what is timed with its result. What the timed function
-    returns is dropped before the next candidate.
+    returns is dropped before the next call. In its turn a candidate is called once, or again and again until its calls
+    have taken ``turn`` seconds; then the median call counts, and the first one, which finds cold caches, is told
+    beside it.
     """
 
-    def run(rounds: int = 15, **candidates: tuple[Callable, Callable]) -> dict[str, float]:
+    def run(rounds: int = 15, turn: float = 0.0, **candidates: tuple[Callable, Callable]) -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in candidates}
+        first: dict[str, list[float]] = {name: [] for name in candidates}
 
         def one_round():
             for name, (prepare, act) in candidates.items():
+                calls: list[float] = []
                 prepared = prepare()
                 gc.collect()
                 gc.disable()
-                begin = time.perf_counter()
-                result = act(prepared)
-                times[name].append(time.perf_counter() - begin)
+                while not calls or sum(calls) < turn:
+                    begin = time.perf_counter()
+                    result = act(prepared)
+                    calls.append(time.perf_counter() - begin)
+                    del result
+                    if sum(calls) < turn:
+                        prepared = prepare()
                 gc.enable()
-                del result, prepared
+                del prepared
+                times[name].append(statistics.median(calls))
+                first[name].append(calls[0])
 
         benchmark.pedantic(one_round, rounds=1 if tiny else rounds, warmup_rounds=1)
-        times = {name: values[1:] for name, values in times.items()}  # the first was the warm-up
-        medians = {name: statistics.median(values) for name, values in times.items()}
+        # The first round was the warm-up.
+        medians = {name: statistics.median(values[1:]) for name, values in times.items()}
         benchmark.extra_info["seconds"] = {
-            name: {"median": medians[name], "minimum": min(values), "maximum": max(values)}
+            name: {
+                "median": medians[name],
+                "minimum": min(values[1:]),
+                "maximum": max(values[1:]),
+                "first": statistics.median(first[name][1:]),
+            }
             for name, values in times.items()
         }
         return medians
@@ -78,7 +93,7 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, value in seconds.items():
             terminalreporter.write_line(
                 f"    {name:22} {value['median'] * 1e3:10.3f} ms  x {value['median'] / first:7.3f}"
-                f"   ({value['minimum'] * 1e3:.3f} to {value['maximum'] * 1e3:.3f})"
+                f"   ({value['minimum'] * 1e3:.3f} to {value['maximum'] * 1e3:.3f}; first {value['first'] * 1e3:.3f})"
             )
         for name, value in bench.extra_info.get("figures", {}).items():
             terminalreporter.write_line(f"    {name:28} {value:10.3f}")

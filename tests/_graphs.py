@@ -412,6 +412,7 @@ FILLED = {
     "dict": (dict, "pairs"),
     "dict subclass": (MyDict, "pairs"),
     "OrderedDict": (collections.OrderedDict, "pairs"),
+    "OrderedDict with an attribute": (lambda: with_attribute(collections.OrderedDict(b=1), "a", [1]), "pairs"),
     "defaultdict": (lambda: collections.defaultdict(list), "pairs"),
     "UserDict": (collections.UserDict, "pairs"),
     "Slots": (Slots, "attributes"),

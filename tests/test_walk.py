@@ -268,11 +268,30 @@ def changed_set():
     return [holder, source]
 
 
+def reordered_dict():
+    source = collections.OrderedDict(a=[1], b=2, c=[3])
+    source.move_to_end("a")
+    return source
+
+
+def reordered_in_the_middle():
+    source = collections.OrderedDict(a=1, b=2, c=3)
+    source["b"] = Acts(lambda memo: source.move_to_end("a"))
+    return source
+
+
+def shrunk_ordered_dict():
+    source = collections.OrderedDict(a=1, b=2, c=3)
+    source["b"] = Acts(lambda memo: source.popitem())
+    return source
+
+
 MUTATIONS = {
     f.__name__: f
     for f in (
         *(changed_list, grown_list, grown_dict, exchanged_key, grown_instance, exchanged_attribute),
         *(cleared_memo, seeded_memo, spoiled_memo, torch_in_the_memo, changed_set),
+        *(reordered_dict, reordered_in_the_middle, shrunk_ordered_dict),
     )
 }
 

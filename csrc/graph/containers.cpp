@@ -25,7 +25,7 @@ PyObject* Walk::resume_list(PyObject* result) {
       return nullptr;
     }
   }
-  return finish(std::move(top().copy));
+  return finish();
 }
 
 PyObject* Walk::enter_tuple(PyObject* source) {
@@ -57,18 +57,18 @@ PyObject* Walk::resume_tuple(PyObject* result) {
   if (PyObject* known = memo_.find(source.ptr())) {
     auto copy = borrow(known);
     values_.resize(base);
-    return finish(std::move(copy));
+    return finish_with(std::move(copy));
   }
   bool same = true;
   for (Py_ssize_t i = 0; i < size; ++i) same = same && values_[base + i].ptr() == PyTuple_GET_ITEM(source.ptr(), i);
   if (same) {
     values_.resize(base);
-    return finish(source);
+    return finish_with(source);
   }
   auto copy = steal(PyTuple_New(size));
   for (Py_ssize_t i = 0; i < size; ++i) PyTuple_SET_ITEM(copy.ptr(), i, values_[base + i].release().ptr());
   values_.resize(base);
-  return finish(std::move(copy));
+  return finish_with(std::move(copy));
 }
 
 // dict: `copy` grows; `position` is PyDict_Next's; `pending` is the key under way. Python evaluates
@@ -107,14 +107,18 @@ PyObject* Walk::resume_dict(PyObject* result) {
       return nullptr;
     }
   }
-  return finish(std::move(top().copy));
+  return finish();
 }
 
 PyObject* Walk::enter_ordered_dict(PyObject* source) {
   PyObject* attributes = existing_dict(source);
-  const bool bare = attributes == nullptr || PyDict_GET_SIZE(attributes) == 0;
-  if (memo_.hidden() && bare && PyDict_GET_SIZE(source) == 0) return settled(source, steal(PyODict_New()));
-  return ask(source);
+  if (attributes != nullptr && PyDict_GET_SIZE(attributes) > 0) return ask(source);
+  if (memo_.hidden() && PyDict_GET_SIZE(source) == 0) return settled(source, steal(PyODict_New()));
+  // What its `__reduce_ex__` would answer.
+  const auto items = steal(PyObject_CallMethodNoArgs(source, protocol_.names.items));
+  const auto iterator = steal(PyObject_GetIter(items.ptr()));
+  return rebuild(source,
+                 steal(PyTuple_Pack(5, Py_TYPE(source), protocol_.empty_tuple, Py_None, Py_None, iterator.ptr())));
 }
 
 PyObject* Walk::enter_set(PyObject* source) {
@@ -143,8 +147,7 @@ PyObject* Walk::resume_set(PyObject* result) {
     }
   }
   auto copy = steal(PySet_CheckExact(top().source.ptr()) ? PySet_New(members.ptr()) : PyFrozenSet_New(members.ptr()));
-  memo_.put(top().source.ptr(), copy.ptr());
-  return finish(std::move(copy));
+  return finish_with(std::move(copy));
 }
 
 // method: `source.__self__` is being copied.
@@ -153,8 +156,8 @@ PyObject* Walk::resume_method(PyObject* result) {
   auto self = py::reinterpret_steal<py::object>(result);
   if (!self) self = py::reinterpret_steal<py::object>(enter(PyMethod_GET_SELF(source.ptr())));
   if (!self) return nullptr;
-  return finish(steal(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(&PyMethod_Type),
-                                                   PyMethod_GET_FUNCTION(source.ptr()), self.ptr(), nullptr)));
+  return finish_with(steal(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(&PyMethod_Type),
+                                                        PyMethod_GET_FUNCTION(source.ptr()), self.ptr(), nullptr)));
 }
 
 }  // namespace torchcow

@@ -6,25 +6,23 @@ namespace torchcow {
 PyObject* Walk::enter_instance(PyObject* source, bool module) {
   auto attributes = steal(PyObject_GenericGetDict(source, nullptr));
   PyObject* dict = attributes.ptr();
-  const bool plain = module ? protocol_.plain_module(dict) : protocol_.plain_attributes(dict);
-  if (!plain || PyDict_GET_SIZE(dict) == 0 || !protocol_.plainly_atomic(&PyUnicode_Type)) return ask(source);
   auto* type = Py_TYPE(source);
-  // A class can be in the caller's memo as well.
-  if (!memo_.hidden() && memo_.find(reinterpret_cast<PyObject*>(type)) != nullptr) return ask(source);
+  const auto base = values_.size();
+  // Of a hidden memo's modules the state is taken here; a class can be in the caller's memo as well.
+  const bool plain = (module ? protocol_.plain_module(dict, values_) : protocol_.plain_attributes(dict)) &&
+                     PyDict_GET_SIZE(dict) > 0 && protocol_.plainly_atomic(&PyUnicode_Type) &&
+                     (memo_.hidden() || memo_.find(reinterpret_cast<PyObject*>(type)) == nullptr);
+  if (!plain || !memo_.hidden()) values_.resize(base);
+  if (!plain) return ask(source);
   auto copy = steal(PyBaseObject_Type.tp_new(type, protocol_.empty_tuple, nullptr));
   memo_.put(source, copy.ptr());
 
   auto& frame = push(Frame::Kind::instance, source);
   frame.copy = std::move(copy);
-  frame.base = values_.size();
+  frame.base = base;
   if (module) {
     // The state of a module is a copy of its __dict__: what becomes of that in the meantime does not matter.
     if (memo_.hidden()) {
-      PyObject *key, *value;
-      for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) {
-        values_.push_back(borrow(key));
-        values_.push_back(borrow(value));
-      }
       frame.kind = Frame::Kind::module;
       return nullptr;
     }
@@ -80,7 +78,7 @@ PyObject* Walk::resume_state(PyObject* result) {
     check(PyObject_SetAttr(copy.ptr(), values_[i].ptr(), values_[i + 1].ptr()));
   }
   values_.resize(base);
-  return finish(copy);
+  return finish();
 }
 
 // instance: `extra` is the source's `__dict__`. Phase 0: its names and copied values gather in `values_`. Phase 1: the
@@ -95,7 +93,7 @@ PyObject* Walk::resume_instance(PyObject* result) {
     if (!made) return nullptr;
     const auto attributes = steal(PyObject_GenericGetDict(frame().copy.ptr(), nullptr));
     check(PyDict_Update(attributes.ptr(), made.ptr()));
-    return finish(std::move(frame().copy));
+    return finish();
   }
   for (;;) {
     if (made) values_.push_back(std::move(made));
@@ -122,7 +120,7 @@ PyObject* Walk::finish_instance() {
     check(PyDict_SetItem(attributes.ptr(), values_[i].ptr(), values_[i + 1].ptr()));
   }
   values_.resize(base);
-  return finish(copy);
+  return finish();
 }
 
 }  // namespace torchcow

@@ -4,11 +4,19 @@
 
 #include <torch/csrc/Storage.h>
 
+#include <limits>
+#include <new>
+#include <utility>
+
 namespace torchcow {
 
 namespace {
 
 py::object identity(const void* object) { return steal(PyLong_FromVoidPtr(const_cast<void*>(object))); }
+
+std::uint32_t hash_of(PyObject* source) {
+  return static_cast<std::uint32_t>((reinterpret_cast<std::uintptr_t>(source) >> 4) * 0x9E3779B97F4A7C15ULL >> 32);
+}
 
 void keep_alive(PyObject* source, PyObject* dict) {
   const auto key = identity(dict);
@@ -27,7 +35,7 @@ void keep_alive(PyObject* source, PyObject* dict) {
 
 }  // namespace
 
-Memo::Memo(Call& call) : call_(&call), entries_(64) {}
+Memo::Memo(Call& call) : call_(&call), table_(64) {}
 
 Memo::Memo(Call& call, py::object dict) : call_(&call), dict_(std::move(dict)) {}
 
@@ -39,31 +47,40 @@ Memo::~Memo() {
 /// The objects may run user code when they go: nothing may look into the table any more.
 void Memo::release(std::vector<Entry> entries) {
   for (const auto& entry : entries) {
-    if (entry.source == nullptr) continue;
     Py_DECREF(entry.source);
     Py_DECREF(entry.copy);
   }
 }
 
-Memo::Entry& Memo::entry_of(PyObject* source) {
-  const auto mask = entries_.size() - 1;
-  auto place = (reinterpret_cast<std::uintptr_t>(source) >> 4) * 0x9E3779B97F4A7C15ULL >> 20;
-  for (;; ++place) {
-    auto& entry = entries_[place & mask];
-    if (entry.source == source || entry.source == nullptr) return entry;
+Memo::Slot& Memo::slot_of(PyObject* source) {
+  const auto hash = hash_of(source);
+  const auto mask = table_.size() - 1;
+  for (std::size_t place = hash;; ++place) {
+    auto& slot = table_[place & mask];
+    if (slot.next == 0 || (slot.hash == hash && entries_[slot.next - 1].source == source)) return slot;
   }
 }
 
 void Memo::grow() {
-  std::vector<Entry> smaller(entries_.size() * 4);
-  entries_.swap(smaller);
-  for (const auto& entry : smaller) {
-    if (entry.source != nullptr) entry_of(entry.source) = entry;
+  std::vector<Slot> smaller(table_.size() * 4);
+  table_.swap(smaller);
+  const auto mask = table_.size() - 1;
+  for (const auto& slot : smaller) {
+    if (slot.next == 0) continue;
+    std::size_t place = slot.hash;
+    while (table_[place & mask].next != 0) ++place;
+    table_[place & mask] = slot;
   }
 }
 
 PyObject* Memo::find(PyObject* source) {
-  if (hidden()) return entry_of(source).copy;
+  if (hidden()) {
+    auto& slot = slot_of(source);
+    if (slot.next != 0) return entries_[slot.next - 1].copy;
+    missed_ = &slot;
+    missed_source_ = source;
+    return nullptr;
+  }
   PyObject* copy = PyDict_GetItemWithError(dict_.ptr(), identity(source).ptr());
   if (copy == nullptr && PyErr_Occurred()) raise();
   return copy;
@@ -74,25 +91,27 @@ void Memo::put(PyObject* source, PyObject* copy) {
     check(PyDict_SetItem(dict_.ptr(), identity(source).ptr(), copy));
     return;
   }
-  auto* entry = &entry_of(source);
-  if (entry->source != nullptr) {
-    if (entry->copy == copy) return;
+  auto* slot = missed_source_ == source ? missed_ : &slot_of(source);
+  missed_source_ = nullptr;
+  if (slot->next != 0) {
     Py_INCREF(copy);
-    Py_DECREF(std::exchange(entry->copy, copy));
+    Py_DECREF(std::exchange(entries_[slot->next - 1].copy, copy));
     return;
   }
-  if (++count_ * 2 > entries_.size()) {
-    grow();
-    entry = &entry_of(source);
-  }
-  *entry = {source, copy};
+  if (entries_.size() == std::numeric_limits<std::uint32_t>::max()) throw std::bad_alloc();
+  entries_.push_back({source, copy});
   Py_INCREF(source);
   Py_INCREF(copy);
+  *slot = {hash_of(source), static_cast<std::uint32_t>(entries_.size())};
+  if (entries_.size() * 2 > table_.size()) grow();
 }
 
-void Memo::settle(PyObject* source, PyObject* copy) {
+void Memo::settle(PyObject* source, PyObject* copy) { hidden() ? put(source, copy) : settle_again(source, copy); }
+
+void Memo::settle_again(PyObject* source, PyObject* copy) {
+  if (hidden()) return;
   put(source, copy);
-  if (!hidden()) keep_alive(source, dict_.ptr());
+  keep_alive(source, dict_.ptr());
 }
 
 PyObject* Memo::dict() {
@@ -100,7 +119,6 @@ PyObject* Memo::dict() {
   const auto dict = steal(PyDict_New());
   const auto kept = steal(PyList_New(0));
   for (const auto& entry : entries_) {
-    if (entry.source == nullptr) continue;
     check(PyDict_SetItem(dict.ptr(), identity(entry.source).ptr(), entry.copy));
     check(PyList_Append(kept.ptr(), entry.source));
   }

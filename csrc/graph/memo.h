@@ -40,6 +40,8 @@ class Memo {
   void put(PyObject* source, PyObject* copy);
   /// What deepcopy does when an object is done: the entry, and the source kept alive.
   void settle(PyObject* source, PyObject* copy);
+  /// The same for an object whose entry was put when its copy began.
+  void settle_again(PyObject* source, PyObject* copy);
 
   /// The memo as user code sees it.
   PyObject* dict();
@@ -53,13 +55,20 @@ class Memo {
     PyObject* source = nullptr;
     PyObject* copy = nullptr;
   };
-  Entry& entry_of(PyObject* source);
+  /// Where in the table the index of an entry is, or would be.
+  struct Slot {
+    std::uint32_t hash = 0;
+    std::uint32_t next = 0;  ///< the index plus one; 0: nothing here
+  };
+  Slot& slot_of(PyObject* source);
   void grow();
   static void release(std::vector<Entry> entries);
 
   Call* call_;
-  std::vector<Entry> entries_;  ///< a hash table with linear probing; the size is a power of two
-  std::size_t count_ = 0;
+  std::vector<Entry> entries_;  ///< in the order in which they came
+  std::vector<Slot> table_;     ///< of hashes, with linear probing; the size is a power of two
+  Slot* missed_ = nullptr;      ///< where `find` ended without an entry of missed_source_; nothing was put since
+  PyObject* missed_source_ = nullptr;
   std::unordered_map<const c10::StorageImpl*, std::pair<c10::Storage, c10::Storage>> storages_;
   py::object dict_;
   std::optional<Running> running_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 namespace torchcow {
 
@@ -22,19 +23,6 @@ std::uint64_t version_of(PyTypeObject* type) {
   if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
 #endif
   return type->tp_version_tag;
-}
-
-/// Changes whenever the dict does.
-std::uint64_t version_of(PyObject* dict) {
-#if PY_VERSION_HEX < 0x030E0000
-  C10_DIAGNOSTIC_PUSH_AND_IGNORED_IF_DEFINED("-Wdeprecated-declarations")
-  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
-  C10_DIAGNOSTIC_POP()
-#else
-  static std::uint64_t never_the_same = 0;  // Python keeps no count any more
-  (void)dict;
-  return ++never_the_same;
-#endif
 }
 
 /// `dict.get(key)`, borrowed; runs `__hash__` of a metaclass if there is one.
@@ -143,10 +131,13 @@ Protocol::Protocol() {
   module_attributes_ = keep(py::tuple(blank.attr("__dict__")));
 
   const auto usual = py::tuple(module_class().attr("__dict__"));
-  for (const auto name : usual) usual_module_.push_back(name.inc_ref().ptr());
+  for (const auto name : usual) {
+    PyObject* kept = name.inc_ref().ptr();
+    usual_module_.push_back({kept, kept == names.parameters || kept == names.buffers || kept == names.modules});
+  }
   const auto complete = [&](PyObject* name) { return usual.contains(py::handle(name)); };
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
-    if (!complete(PyTuple_GET_ITEM(module_attributes_, i))) usual_module_.push_back(Py_None);  // never found
+    if (!complete(PyTuple_GET_ITEM(module_attributes_, i))) usual_module_.push_back({Py_None, false});  // never found
   }
 
   for (const char* name :
@@ -160,10 +151,9 @@ Protocol::Protocol() {
   }
 }
 
-void Protocol::forget_if_tables_changed() {
+void Protocol::forget() {
   const auto dispatch_version = version_of(dispatch_);
   const auto copyreg_version = version_of(dispatch_table);
-  if (dispatch_version == dispatch_version_ && copyreg_version == copyreg_version_) return;
   known_.fill({});
   atomic_types_are_plain_ = copy_atomic_ != Py_None && std::ranges::all_of(atomic_types_, [&](PyTypeObject* type) {
                               return look_up(dispatch_, type) == copy_atomic_;
@@ -172,24 +162,22 @@ void Protocol::forget_if_tables_changed() {
   copyreg_version_ = copyreg_version;
 }
 
-bool Protocol::plainly_atomic(PyTypeObject* type) {
-  forget_if_tables_changed();
-  if (!atomic_types_are_plain_) return false;
-  return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyBool_Type || type == &PyFloat_Type ||
-         type == Py_TYPE(Py_None) || type == &PyFunction_Type || type == &PyType_Type;
-}
-
 PyObject* Protocol::entry_of(PyTypeObject* type) { return look_up(dispatch_, type); }
 
 Treatment Protocol::treatment_of(PyTypeObject* type) {
   forget_if_tables_changed();
-  auto& known = known_[(reinterpret_cast<std::uintptr_t>(type) >> 4) % known_.size()];
-  if (known.type == type && known.version != 0 && known.version == version_of(type)) return known.treatment;
+  const auto hash = (reinterpret_cast<std::uintptr_t>(type) >> 4) * 0x9E3779B97F4A7C15ULL;
+  auto& [known, older] = known_[hash >> (64 - known_bits)];
+  const auto answers = [&](const Known& answer) {
+    return answer.type == type && answer.version != 0 && answer.version == version_of(type);
+  };
+  if (answers(known)) return known.treatment;
+  if (answers(older)) return older.treatment;
   of_type(type, names.dict);  // gives the class a version number, if it had none
   const auto version = version_of(type);
   const auto treatment = decide(type);
   // To decide may run Python, which may change the class, or come here again.
-  if (version == version_of(type)) known = {type, version, treatment};
+  if (version == version_of(type)) older = std::exchange(known, {type, version, treatment});
   return treatment;
 }
 
@@ -271,28 +259,33 @@ bool Protocol::constructs_parameters() const {
 
 bool Protocol::plain_attributes(PyObject* dict) const { return !holds_dunder(dict); }
 
-bool Protocol::plain_module(PyObject* dict) const {
+bool Protocol::plain_module(PyObject* dict, std::vector<py::object>& state) const {
+  const auto plain_children = [](PyObject* children) {
+    return PyDict_Check(children) && (PyDict_GET_SIZE(children) == 0 || !holds_dunder(children));
+  };
   // Nearly always the attributes begin as Module.__init__ made them, the very same strings.
   PyObject *key, *value;
   Py_ssize_t position = 0;
   std::size_t usual = 0;
   while (PyDict_Next(dict, &position, &key, &value)) {
-    if (usual < usual_module_.size() && key == usual_module_[usual]) {
+    if (usual < usual_module_.size() && key == usual_module_[usual].name) {
+      if (usual_module_[usual].holds_children && !plain_children(value)) return false;
       ++usual;
     } else if (is_dunder(key) || key == names.compiled_call) {
       return false;
     }
+    state.push_back(borrow(key));
+    state.push_back(borrow(value));
   }
-  if (usual < usual_module_.size()) {
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
-      if (!check(PyDict_Contains(dict, PyTuple_GET_ITEM(module_attributes_, i)))) return false;
-    }
-    if (check(PyDict_Contains(dict, names.compiled_call))) return false;
+  if (usual == usual_module_.size()) return true;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(module_attributes_); ++i) {
+    if (!check(PyDict_Contains(dict, PyTuple_GET_ITEM(module_attributes_, i)))) return false;
   }
+  if (check(PyDict_Contains(dict, names.compiled_call))) return false;
   for (PyObject* name : {names.parameters, names.buffers, names.modules}) {
     PyObject* children = PyDict_GetItemWithError(dict, name);
-    if (children == nullptr) continue;
-    if (!PyDict_Check(children) || (PyDict_GET_SIZE(children) > 0 && holds_dunder(children))) return false;
+    if (children == nullptr && PyErr_Occurred()) raise();
+    if (children != nullptr && !plain_children(children)) return false;
   }
   return true;
 }

@@ -76,7 +76,14 @@ class Protocol {
   Treatment treatment_of(PyTypeObject* type);
 
   /// Is `type` one of the atomic types of `copy`, and has nobody registered anything else for those?
-  bool plainly_atomic(PyTypeObject* type);
+  bool plainly_atomic(PyTypeObject* type) {
+    const bool atomic = type == &PyUnicode_Type || type == &PyLong_Type || type == &PyBool_Type ||
+                        type == &PyFloat_Type || type == Py_TYPE(Py_None) || type == &PyFunction_Type ||
+                        type == &PyType_Type;
+    if (!atomic) return false;
+    forget_if_tables_changed();
+    return atomic_types_are_plain_;
+  }
 
   /// The entry of copy._deepcopy_dispatch, borrowed, or nullptr.
   PyObject* entry_of(PyTypeObject* type);
@@ -91,7 +98,8 @@ class Protocol {
   /// instance?
   bool plain_attributes(PyObject* dict) const;
   /// The same for a module, whose tables of children answer too; and torch.nn.Module.__setstate__ would add nothing.
-  bool plain_module(PyObject* dict) const;
+  /// Adds the names and values in `dict` to `state`, all of them if the answer is yes.
+  bool plain_module(PyObject* dict, std::vector<py::object>& state) const;
 
   /// Puts entries for parameters, tensors and storages into copy._deepcopy_dispatch.
   void install(py::object parameter, py::object tensor, py::object storage);
@@ -117,7 +125,10 @@ class Protocol {
   Treatment decide_without_entry(PyTypeObject* type);
   bool builds_like_object(PyTypeObject* type) const;
   bool inherits_parameter(PyTypeObject* type) const;
-  void forget_if_tables_changed();
+  void forget_if_tables_changed() {
+    if (version_of(dispatch_) != dispatch_version_ || version_of(dispatch_table) != copyreg_version_) forget();
+  }
+  void forget();
 
   PyObject* dispatch_;  // copy._deepcopy_dispatch
   PyObject *copy_atomic_, *copy_list_, *copy_tuple_, *copy_dict_, *copy_method_;
@@ -126,12 +137,17 @@ class Protocol {
       *storage_deepcopy_;
   PyObject *parameter_new_, *parameter_init_, *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_,
       *enum_deepcopy_;
-  PyObject* module_attributes_;          // a tuple of what Module.__setstate__ adds
-  std::vector<PyObject*> usual_module_;  // the names that Module.__init__ sets, in order
+  PyObject* module_attributes_;  // a tuple of what Module.__setstate__ adds
+  struct UsualAttribute {
+    PyObject* name;
+    bool holds_children;
+  };
+  std::vector<UsualAttribute> usual_module_;  // what Module.__init__ sets, in order
   PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;
   PyObject *old_parameter_ = nullptr, *old_tensor_ = nullptr, *old_storage_ = nullptr;
 
-  std::array<Known, 512> known_{};
+  static constexpr int known_bits = 9;
+  std::array<std::array<Known, 2>, 1 << known_bits> known_{};  ///< by the hash of the class; the newer answer first
   std::uint64_t dispatch_version_ = ~0ULL, copyreg_version_ = ~0ULL;
   std::vector<PyTypeObject*> atomic_types_;
   bool atomic_types_are_plain_ = false;

@@ -5,6 +5,8 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/pythoncapi_compat.h>
 
+#include <cstdint>
+
 /// Small helpers around Python's C interface. Errors of Python travel as py::error_already_set.
 
 namespace torchcow {
@@ -44,6 +46,19 @@ inline int check(int answer) {
 [[nodiscard]] inline PyObject* existing_dict(PyObject* object) noexcept {
   PyObject** dict = _PyObject_GetDictPtr(object);
   return dict == nullptr ? nullptr : *dict;
+}
+
+/// Changes whenever the dict does.
+[[nodiscard]] inline std::uint64_t version_of(PyObject* dict) noexcept {
+#if PY_VERSION_HEX < 0x030E0000
+  C10_DIAGNOSTIC_PUSH_AND_IGNORED_IF_DEFINED("-Wdeprecated-declarations")
+  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+  C10_DIAGNOSTIC_POP()
+#else
+  static std::uint64_t never_the_same = 0;  // Python keeps no count any more
+  (void)dict;
+  return ++never_the_same;
+#endif
 }
 
 }  // namespace torchcow

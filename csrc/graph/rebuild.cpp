@@ -63,7 +63,7 @@ PyObject* Walk::resume_rebuild(PyObject* result) {
         done = rebuild_pairs(result);
         break;
       default:
-        return finish(std::move(top().copy));
+        return finish();
     }
     if (!done) return nullptr;
     result = nullptr;

@@ -12,9 +12,6 @@ namespace {
 /// one.
 constexpr std::size_t deepest = 100'000;
 
-constexpr std::uint32_t objects_per_breath = 1024;
-constexpr std::uint32_t breaths_per_turn = 16;
-
 }  // namespace
 
 Walk::~Walk() {
@@ -29,11 +26,8 @@ py::object Walk::copy(PyObject* source) {
   return py::reinterpret_steal<py::object>(result);
 }
 
-PyObject* Walk::enter(PyObject* source) {
-  if (++ticks_ % objects_per_breath == 0) breathe();
+PyObject* Walk::enter_compound(PyObject* source) {
   auto* type = Py_TYPE(source);
-  // While nobody has put anything into the memo, no atomic object is in it.
-  if (memo_.hidden() && protocol_.plainly_atomic(type)) return borrow(source).release().ptr();
   if (PyObject* known = memo_.find(source)) return borrow(known).release().ptr();
   if (memo_.call().excludes(type)) {
     const Apart apart(memo_.call());
@@ -121,7 +115,15 @@ Walk::Frame& Walk::push(Frame::Kind kind, PyObject* source) {
   return frames_.emplace_back(kind, source);
 }
 
-PyObject* Walk::finish(py::object copy) {
+PyObject* Walk::finish() {
+  const auto source = std::move(top().source);
+  auto copy = std::move(top().copy);
+  frames_.pop_back();
+  if (copy.ptr() != source.ptr()) memo_.settle_again(source.ptr(), copy.ptr());
+  return copy.release().ptr();
+}
+
+PyObject* Walk::finish_with(py::object copy) {
   const auto source = std::move(top().source);
   frames_.pop_back();
   return settled(source.ptr(), std::move(copy));

@@ -51,7 +51,13 @@ class Walk {
   };
 
   /// A new reference to the copy, or nullptr: a frame was pushed.
-  PyObject* enter(PyObject* source);
+  PyObject* enter(PyObject* source) {
+    if (++ticks_ % objects_per_breath == 0) breathe();
+    // While nobody has put anything into the memo, no atomic object is in it.
+    if (memo_.hidden() && protocol_.plainly_atomic(Py_TYPE(source))) return borrow(source).release().ptr();
+    return enter_compound(source);
+  }
+  PyObject* enter_compound(PyObject* source);
   PyObject* resume(PyObject* result);
 
   PyObject* enter_tuple(PyObject* source);
@@ -78,8 +84,10 @@ class Walk {
   bool rebuild_pairs(PyObject* result);
 
   Frame& push(Frame::Kind kind, PyObject* source);
+  /// The frame on top is done, and its copy is in the memo since it began.
+  PyObject* finish();
   /// The frame on top is done, and this is the copy.
-  PyObject* finish(py::object copy);
+  PyObject* finish_with(py::object copy);
   /// What deepcopy does at the end of each object.
   PyObject* settled(PyObject* source, py::object copy);
   void breathe();
@@ -87,6 +95,9 @@ class Walk {
   [[noreturn]] static void raise_changed(const char* what);
 
   Frame& top() { return frames_.back(); }
+
+  static constexpr std::uint32_t objects_per_breath = 1024;
+  static constexpr std::uint32_t breaths_per_turn = 16;
 
   Memo& memo_;
   Protocol& protocol_;
