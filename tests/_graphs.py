@@ -511,7 +511,7 @@ class Canon:
             return [of(x) for x in obj], getattr(obj, "maxlen", None)
         if isinstance(obj, (set, frozenset)):
             self.sets.append((len(self.nodes) - 1, obj))
-            return len(obj)
+            return len(obj), [repr(x) for x in obj if type(x) in (int, str)]  # in their order
         if isinstance(obj, BaseException):
             return [of(x) for x in obj.args]
         if isinstance(obj, functools.partial):

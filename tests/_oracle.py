@@ -165,8 +165,9 @@ class _Freezer:
         if isinstance(obj, dict):
             # The keys of hooks come from a global counter.
             named = (str,) if "hooks" in path.rpartition(".")[2] else (str, int)
-            for index, (key, value) in enumerate(obj.items()):
-                label = repr(key) if isinstance(key, named) else f"#{index}"
+            labels = [repr(key) if isinstance(key, named) else f"#{index}" for index, key in enumerate(obj)]
+            self.put(path + ".order", labels)
+            for label, (key, value) in zip(labels, list(obj.items()), strict=True):
                 if not isinstance(key, (str, int)):
                     self.walk(key, f"{path}.key{label}")
                 self.walk(value, f"{path}[{label}]")
@@ -175,7 +176,9 @@ class _Freezer:
                 self.walk(value, f"{path}[{index}]")
         elif isinstance(obj, (set, frozenset)):
             self.put(path + ".set", sorted(map(repr, obj)) if all(isinstance(x, ATOMIC) for x in obj) else len(obj))
-        for name, value in getattr(obj, "__dict__", {}).items():
+        attributes = getattr(obj, "__dict__", {})
+        self.put(path + ".attributes", list(attributes))
+        for name, value in attributes.items():
             self.walk(value, f"{path}.{name}")
         for base in type(obj).__mro__:
             slots = base.__dict__.get("__slots__", ())
