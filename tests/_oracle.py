@@ -338,9 +338,9 @@ def saved_and_loaded(obj):
     return torch.load(file)
 
 
-def run_script(code, *args, timeout=120):
+def run_script(code, *args, options=("-X", "faulthandler"), timeout=120):
     """Run a program in a fresh interpreter; it must end by itself, with status 0. Returns what it printed."""
-    command = [sys.executable, "-X", "faulthandler", "-c", code, *args]
+    command = [sys.executable, *options, "-c", code, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

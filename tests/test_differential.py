@@ -13,6 +13,7 @@ import gc
 import os
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import torchcow
 from _graphs import FATAL, KINDS, LOG, Canon, graph, reachable
+from _oracle import STARTS_PROCESSES, run_script
 
 GRAPHS = int(os.environ.get("TORCHCOW_GRAPHS", "700"))
 MILD = [index for index, name in enumerate(KINDS) if name not in FATAL]
@@ -118,3 +120,41 @@ def test_while_every_allocation_collects():
 def test_cycles_through_what_cannot_be_filled(outer, inner):
     """The outer object is met first, and has been copied already when its members are done."""
     compare([(KINDS.index(inner), [1]), (KINDS.index(outer), [0]), (KINDS.index("int"), [])])
+
+
+@STARTS_PROCESSES
+def test_in_development_mode():
+    """Python then checks what its allocator handed out, and stops at a call that leaves an error set or loses one."""
+    out = run_script(
+        """
+import copy, random, sys, warnings
+sys.path.insert(0, sys.argv[1])
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    import _graphs
+import torchcow
+
+def outcome(copier, nodes):
+    try:
+        return type(copier(nodes))
+    except Exception as error:
+        return type(error)
+
+rng = random.Random(0)
+returned = 0
+for _ in range(400):
+    kinds = [rng.randrange(len(_graphs.KINDS)) for _ in range(6)]
+    recipe = [(kind, [rng.randrange(30) for _ in range(rng.randrange(4))]) for kind in kinds]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes = _graphs.graph(recipe)
+    want, got = outcome(copy.deepcopy, nodes), outcome(torchcow.clone, nodes)
+    assert want is got or want is RecursionError, (recipe, want, got)
+    returned += got is list
+print("returned:", returned)
+""",
+        str(Path(__file__).parent),
+        options=("-X", "dev", "-W", "error"),
+    )
+    assert int(out.rpartition(":")[2]) > 100

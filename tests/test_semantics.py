@@ -599,6 +599,27 @@ def test_one_memo_over_several_calls_keeps_identity_and_storages():
     assert third.untyped_storage()._cdata == first[0].untyped_storage()._cdata
 
 
+class ZeroedStorage(torch.UntypedStorage):
+    def __deepcopy__(self, memo):
+        return torch.UntypedStorage(self.nbytes()).fill_(0)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, torchcow.clone])
+def test_a_storage_of_a_class_of_its_own_is_asked(copier):
+    storage = ZeroedStorage(4096).fill_(1)
+    tensor = torch.empty(0).set_(storage)
+    for clone in (copier(tensor), copier([tensor, 1])[0], copier([storage, tensor])[1]):
+        assert clone.untyped_storage().tolist() == [0] * 4096
+
+
+def test_attributes_of_a_storage_are_dropped():
+    tensor = matrix()
+    tensor.untyped_storage().note = [1]
+    clones = [copier([tensor, tensor.untyped_storage()]) for copier in (copy.deepcopy, torchcow.clone)]
+    assert [vars(clone[1]) for clone in clones] == [{}, {}]
+    assert [clone[0].untyped_storage()._cdata == clone[1]._cdata for clone in clones] == [True, True]
+
+
 def test_nested_deepcopy_shares_identity_and_storages():
     class Nested:
         def __init__(self, tensor):

@@ -7,6 +7,7 @@
 #include <torch/csrc/Exceptions.h>
 
 #include <exception>
+#include <optional>
 #include <utility>
 
 namespace torchcow {
@@ -93,50 +94,47 @@ py::object copy_by(Call& call, const py::object& source, const py::object& memo)
 /// With a mapping of somebody's own, or no mapping at all, copy knows what to do.
 bool is_unusual(const py::object& memo) { return !memo.is_none() && !PyDict_CheckExact(memo.ptr()); }
 
-py::object copy_within(Call& running, const py::object& source, const py::object& memo) {
-  Memo known(running, memo);
-  return translated([&] { return Walk(known).copy(source.ptr()); });
-}
-
 void remember(const py::object& source, const py::object& copy) {
   if (remember_module != nullptr && PyType_IsSubtype(Py_TYPE(source.ptr()), Protocol::get().module_type)) {
     (*remember_module)(source, copy);
   }
 }
 
+struct How {
+  bool strict = false;
+  bool apart = false;  ///< an ordinary deep copy
+  py::object excluded = {};
+};
+
+py::object deep_copy(const py::object& source, const py::object& memo, const How& how) {
+  check_stack();
+  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
+  std::optional<Apart> apart;
+  if (Call* running = Call::running(memo.ptr())) {
+    if (how.apart) apart.emplace(*running);
+    Memo known(*running, memo);
+    return translated([&] { return Walk(known).copy(source.ptr()); });
+  }
+  Call call(how.strict, how.excluded);
+  if (how.apart) apart.emplace(call);
+  auto copy = copy_by(call, source, memo);
+  if (!how.apart) remember(source, copy);
+  return copy;
+}
+
 }  // namespace
 
 py::object clone(const py::object& source, const py::object& memo, bool strict) {
-  check_stack();
-  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
-  if (Call* running = Call::running(memo.ptr())) return copy_within(*running, source, memo);
-  Call call(strict);
-  auto copy = copy_by(call, source, memo);
-  remember(source, copy);
-  return copy;
+  return deep_copy(source, memo, {.strict = strict});
 }
 
 py::object patched_deepcopy(const py::object& source, const py::object& memo) {
-  check_stack();
-  if (Call* running = Call::running(memo.ptr())) return copy_within(*running, source, memo);
   if (excluded_classes == nullptr) return ordinary_deepcopy(source, memo);
-  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
-  Call call(false, borrow(excluded_classes));
-  auto copy = copy_by(call, source, memo);
-  remember(source, copy);
-  return copy;
+  return deep_copy(source, memo, {.excluded = borrow(excluded_classes)});
 }
 
 py::object ordinary_deepcopy(const py::object& source, const py::object& memo) {
-  check_stack();
-  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
-  if (Call* running = Call::running(memo.ptr())) {
-    const Apart apart(*running);
-    return copy_within(*running, source, memo);
-  }
-  Call call(false);
-  const Apart apart(call);
-  return copy_by(call, source, memo);
+  return deep_copy(source, memo, {.apart = true});
 }
 
 void set_patch(const py::object& excluded) {

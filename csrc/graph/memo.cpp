@@ -4,6 +4,7 @@
 
 #include <torch/csrc/Storage.h>
 
+#include <cassert>
 #include <limits>
 #include <new>
 #include <utility>
@@ -92,6 +93,7 @@ void Memo::put(PyObject* source, PyObject* copy) {
     return;
   }
   auto* slot = missed_source_ == source ? missed_ : &slot_of(source);
+  assert(slot == &slot_of(source));
   missed_source_ = nullptr;
   if (slot->next != 0) {
     Py_INCREF(copy);

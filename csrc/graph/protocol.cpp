@@ -98,7 +98,7 @@ Protocol::Protocol() {
   parameter_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("nn").attr("Parameter")));
   tensor_type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
   storage_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("UntypedStorage")));
-  ordered_dict_type = &PyODict_Type;
+
   device_mode_type =
       reinterpret_cast<PyTypeObject*>(keep(py::module_::import("torch.utils._device").attr("DeviceContext")));
   module_getattr_ = written_in(of_type(module_type, names.getattr), "torch/nn/modules/module.py");
@@ -202,7 +202,7 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
   if (enum_deepcopy_ != nullptr && of_type(type, names.deepcopy) == enum_deepcopy_ &&
       of_type(type, names.getattribute) == object_getattribute_)
     return Treatment::atomic;
-  if (type == ordered_dict_type) return Treatment::ordered_dict;
+  if (type == &PyODict_Type) return Treatment::ordered_dict;
   if (type == &PySet_Type) return Treatment::set;
   if (type == &PyFrozenSet_Type) return Treatment::frozenset;
   if (PyType_IsSubtype(type, parameter_type)) {

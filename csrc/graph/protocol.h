@@ -107,7 +107,7 @@ class Protocol {
   py::object inherited(PyObject* source, PyObject* memo);
 
   Names names;
-  PyTypeObject *module_type, *parameter_type, *tensor_type, *storage_type, *ordered_dict_type, *device_mode_type;
+  PyTypeObject *module_type, *parameter_type, *tensor_type, *storage_type, *device_mode_type;
   PyObject *error, *dispatch_table;  // of copy and copyreg
   PyObject* copys_deepcopy;          // copy.deepcopy as written in Python
   PyObject* call_reconstruct;        // (source, memo, reduced) -> copy._reconstruct(source, memo, *reduced)

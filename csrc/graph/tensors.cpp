@@ -112,29 +112,39 @@ at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
   return source.variable_data().clone(at::MemoryFormat::Preserve);
 }
 
+/// `source.clone()`, sharing if it can.
+c10::Storage new_storage(Memo& memo, const c10::Storage& source) {
+  auto& impl = *source.unsafeGetStorageImpl();
+  Reason reason;
+  if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) return c10::Storage(std::move(shared));
+  copied(reason, impl.nbytes(), impl.device());
+  if (reason == Reason::tiny && impl.device().is_cpu()) return copy_bytes(impl, 0, impl.nbytes());
+  return THPStorage_Unpack(steal(THPStorage_Wrap(source)).attr("clone")().ptr());
+}
+
+/// For a hidden memo: the copy of a storage, made once.
+c10::Storage storage_once(Memo& memo, const c10::Storage& source) {
+  if (const auto* known = memo.find_storage(source.unsafeGetStorageImpl())) return *known;
+  auto copy = new_storage(memo, source);
+  memo.put_storage(source, copy);
+  return copy;
+}
+
+/// Is this Python object of a storage one that torch has made, with nothing added?
+bool is_bare(PyObject* storage) {
+  PyObject* attributes = existing_dict(storage);
+  return Py_TYPE(storage) == Protocol::get().storage_type &&
+         (attributes == nullptr || PyDict_GET_SIZE(attributes) == 0);
+}
+
 /// The copy of a tensor's storage, or an empty one if torch's method must make it.
 c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
-  auto& impl = *source.unsafeGetStorageImpl();
-  if (memo.hidden()) {
-    if (const auto* known = memo.find_storage(&impl)) return *known;
-    Reason reason;
-    c10::Storage copy;
-    if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) {
-      copy = c10::Storage(std::move(shared));
-    } else if (reason == Reason::tiny && impl.device().is_cpu()) {
-      copied(reason, impl.nbytes(), impl.device());
-      copy = copy_bytes(impl, 0, impl.nbytes());
-    }
-    if (copy) {
-      memo.put_storage(source, copy);
-      return copy;
-    }
-  }
+  PyObject* known = source.unsafeGetStorageImpl()->pyobj_slot()->load_pyobj();
+  if (memo.hidden() && (known == nullptr || is_bare(known))) return storage_once(memo, source);
   const auto object = steal(THPStorage_Wrap(source));
-  if (Py_TYPE(object.ptr()) != Protocol::get().storage_type) return {};
   auto copy = borrow(memo.find(object.ptr()));
   if (!copy) {
-    copy = copy_storage(memo, object.ptr());
+    copy = is_bare(object.ptr()) ? copy_storage(memo, object.ptr()) : py::object();
     if (!copy) return {};
     memo.settle(object.ptr(), copy.ptr());
   }
@@ -235,31 +245,16 @@ py::object copy_tensor(Memo& memo, PyObject* source) {
 }
 
 py::object copy_storage(Memo& memo, PyObject* source) {
-  if (PyObject* dict = existing_dict(source); dict != nullptr && PyDict_GET_SIZE(dict) > 0) return {};
-  if (watched()) return {};
+  if (!is_bare(source) || watched()) return {};
   const auto& storage = THPStorage_Unpack(source);
-  auto& impl = *storage.unsafeGetStorageImpl();
-  const auto wrap = [](c10::Storage copy) { return steal(THPStorage_Wrap(std::move(copy))); };
-  const auto share = [&]() -> py::object {
-    Reason reason;
-    auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason);
-    if (shared) return wrap(c10::Storage(std::move(shared)));
-    copied(reason, impl.nbytes(), impl.device());
-    return borrow(source).attr("clone")();
-  };
-  if (memo.hidden()) {
-    if (const auto* known = memo.find_storage(&impl)) return wrap(*known);
-    auto copy = share();
-    memo.put_storage(storage, THPStorage_Unpack(copy.ptr()));
-    return copy;
-  }
+  if (memo.hidden()) return steal(THPStorage_Wrap(storage_once(memo, storage)));
   PyObject* dict = memo.dict();
-  const auto key = steal(PyLong_FromVoidPtr(&impl));
+  const auto key = steal(PyLong_FromVoidPtr(storage.unsafeGetStorageImpl()));
   const auto torch = steal(PyObject_CallMethod(dict, "setdefault", "ON", Protocol::get().names.torch, PyDict_New()));
   if (!PyDict_CheckExact(torch.ptr())) return {};
   if (PyObject* known = PyDict_GetItemWithError(torch.ptr(), key.ptr())) return borrow(known);
   if (PyErr_Occurred()) raise();
-  auto copy = share();
+  auto copy = steal(THPStorage_Wrap(new_storage(memo, storage)));
   check(PyDict_SetItem(torch.ptr(), key.ptr(), copy.ptr()));
   return copy;
 }

@@ -3,6 +3,7 @@
 #include "tensors.h"
 
 #include <algorithm>
+#include <cassert>
 
 namespace torchcow {
 
@@ -23,6 +24,7 @@ Walk::~Walk() {
 py::object Walk::copy(PyObject* source) {
   PyObject* result = enter(source);
   while (!frames_.empty()) result = resume(result);
+  assert(values_.empty() && result != nullptr);
   return py::reinterpret_steal<py::object>(result);
 }
 
