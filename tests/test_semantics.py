@@ -388,13 +388,19 @@ CASES = {
     "bound method": lambda: nn.Linear(3, 3).forward,
     "partial": lambda: functools.partial(torch.add, matrix(), alpha=2),
     "functions and classes": lambda: [len, module_hook, nn.Linear, abc.ABC, operator.add],
-    "enum": lambda: [Color.RED, re.compile("a+"), pathlib.Path("a/b"), range(3), slice(1, 2), 1j, b"x", ...],
+    "enum": lambda: [Color.RED, re.compile("a+"), path_with_parts(), range(3), slice(1, 2), 1j, b"x", ...],
     "logger": lambda: [logging.getLogger("torchcow.tests")],
     "bytes and arrays": lambda: [bytearray(b"abc"), np.float32(2), np.array(["a", None], dtype=object)],
     "string io": lambda: io.StringIO("abc").getvalue(),
     "exception": lambda: ValueError("x", [1]),
     "property and staticmethod users": lambda: [Record.__init__],
 }  # fmt: skip
+
+
+def path_with_parts():
+    path = pathlib.Path("a/b")
+    hash(path.parts)  # Python 3.12 computes them when first asked, as a copy does
+    return path
 
 
 def _wrapper():

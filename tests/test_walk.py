@@ -325,6 +325,30 @@ def shape(obj):
     return shape(vars(obj)) if isinstance(obj, Plain) else obj
 
 
+CALLS = []
+
+
+class Logs:
+    def __init__(self, name):
+        self.name = name
+
+    def __deepcopy__(self, memo):
+        CALLS.append(self.name)
+        return self
+
+
+@pytest.mark.parametrize("kind", [dict, collections.OrderedDict, collections.Counter, type("Own", (dict,), {})])
+@pytest.mark.parametrize("memo", [None, {}])
+def test_keys_and_values_are_copied_in_the_order_of_deepcopy(kind, memo):
+    source = kind({Logs("key"): Logs("value"), Logs("second key"): Logs("second value")})
+    orders = []
+    for copier in (copy.deepcopy, torchcow.clone):
+        CALLS.clear()
+        copier(source, None if memo is None else {})
+        orders.append(list(CALLS))
+    assert orders[0] == orders[1] and len(orders[0]) == 4
+
+
 class Watches(Plain):
     """Looks at everything that the garbage collector can see, in the middle of a clone."""
 

@@ -15,6 +15,12 @@ constexpr std::size_t deepest = 100'000;
 
 }  // namespace
 
+Walk::Walk(Memo& memo) : memo_(memo), protocol_(Protocol::get()) {
+  // Room for most models.
+  frames_.reserve(24);
+  values_.reserve(256);
+}
+
 Walk::~Walk() {
   // Their objects may run user code when they go.
   frames_.clear();

@@ -25,7 +25,7 @@ namespace torchcow {
 
 class Walk {
  public:
-  explicit Walk(Memo& memo) : memo_(memo), protocol_(Protocol::get()) {}
+  explicit Walk(Memo& memo);
   ~Walk();
   Walk(const Walk&) = delete;
   Walk& operator=(const Walk&) = delete;
