@@ -393,6 +393,7 @@ CASES = {
     "bytes and arrays": lambda: [bytearray(b"abc"), np.float32(2), np.array(["a", None], dtype=object)],
     "string io": lambda: io.StringIO("abc").getvalue(),
     "exception": lambda: ValueError("x", [1]),
+    "compiled in place": lambda: (lambda m: (m.compile(backend="eager"), m)[1])(nn.Linear(SIDE, SIDE)),
     "property and staticmethod users": lambda: [Record.__init__],
 }  # fmt: skip
 
