@@ -20,6 +20,7 @@ def deepcopy(obj, memo=None, _nil=None):
     return torchcow.clone(obj, memo)
 
 
+deepcopy.__module__ = "copy"  # Python 3.13 tests that what copy exports is its own
 _deepcopy, calls = copy.deepcopy, []
 
 
