@@ -379,7 +379,7 @@ MADE = {
     "uninitialized parameter": lambda old: nn.UninitializedParameter(),
     "tensor": lambda old: values(),
     "empty tensor": lambda old: torch.zeros(0, 3),
-    "view": lambda old: next((x.detach()[1:] for x in old if type(x) is torch.Tensor and x.numel() > 2), values()),
+    "view": lambda old: next((x.detach()[1:] for x in old if has_rows(x)), values()),
     "tensor with grad": lambda old: buffer_with_grad(),
     "tensor with attributes": lambda old: with_attribute(values(), "note", old),
     "nn.Buffer": lambda old: nn.Buffer(values()),
@@ -429,6 +429,10 @@ FILLED = {
 }
 KINDS = [*MADE, *FILLED]
 FATAL = {"Raising", "BadReduce", "generator", "RaisingHash", "non-leaf"}  # most graphs with one of these just raise
+
+
+def has_rows(obj):
+    return type(obj) is torch.Tensor and obj.numel() > 2 and is_dense(obj)
 
 
 def is_dense(tensor):

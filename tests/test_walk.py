@@ -355,6 +355,32 @@ def test_keys_and_values_are_copied_in_the_order_of_deepcopy(kind, memo):
     assert orders[0] == orders[1] and len(orders[0]) == 4
 
 
+class Looked:
+    """Notes which attributes are asked for."""
+
+    def __getattribute__(self, name):
+        CALLS.append(name)
+        return object.__getattribute__(self, name)
+
+
+class LookedWithSetstate(Looked):
+    def __setstate__(self, state):
+        object.__getattribute__(self, "__dict__").update(state)
+
+
+@pytest.mark.parametrize("cls", [Looked, LookedWithSetstate])
+@pytest.mark.parametrize("memo", [None, {}])
+def test_the_attributes_that_deepcopy_asks_for_are_asked_for(cls, memo):
+    source = cls()
+    source.x = [1]
+    orders = []
+    for copier in (copy.deepcopy, torchcow.clone):
+        CALLS.clear()
+        copier(source, None if memo is None else {})
+        orders.append(list(CALLS))
+    assert orders[0] == orders[1] and "__reduce_ex__" in orders[0]
+
+
 class Watches(Plain):
     """Looks at everything that the garbage collector can see, in the middle of a clone."""
 

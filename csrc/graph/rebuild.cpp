@@ -142,11 +142,11 @@ bool Walk::rebuild_state(PyObject* result) {
     if (!state) return false;
   }
   const auto copy = frames_[depth - 1].copy;
-  // hasattr: a __setstate__ that is None is called, and fails as it does in copy.
+  // hasattr, and then the call: a __setstate__ that is None is called, and fails as it does in copy.
   PyObject* setstate = PyObject_GetAttr(copy.ptr(), protocol_.names.setstate);
   if (setstate != nullptr) {
-    const auto method = steal(setstate);
-    steal(PyObject_CallOneArg(method.ptr(), state.ptr()));
+    Py_DECREF(setstate);
+    steal(PyObject_CallMethodOneArg(copy.ptr(), protocol_.names.setstate, state.ptr()));
     return true;
   }
   if (!PyErr_ExceptionMatches(PyExc_AttributeError)) raise();
