@@ -44,27 +44,29 @@ def compare(benchmark, tiny) -> Callable[..., dict[str, float]]:
                 prepared = prepare()
                 gc.collect()
                 gc.disable()
-                while not calls or sum(calls) < turn:
+                while True:
                     begin = time.perf_counter()
                     result = act(prepared)
                     calls.append(time.perf_counter() - begin)
                     del result
-                    if sum(calls) < turn:
-                        prepared = prepare()
+                    if sum(calls) >= turn:
+                        break
+                    prepared = prepare()
                 gc.enable()
                 del prepared
                 times[name].append(statistics.median(calls))
                 first[name].append(calls[0])
 
         benchmark.pedantic(one_round, rounds=1 if tiny else rounds, warmup_rounds=1)
-        # The first round was the warm-up.
-        medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+        for values in (*times.values(), *first.values()):
+            del values[0]  # of the round that was the warm-up
+        medians = {name: statistics.median(values) for name, values in times.items()}
         benchmark.extra_info["seconds"] = {
             name: {
                 "median": medians[name],
-                "minimum": min(values[1:]),
-                "maximum": max(values[1:]),
-                "first": statistics.median(first[name][1:]),
+                "minimum": min(values),
+                "maximum": max(values),
+                "first": statistics.median(first[name]),
             }
             for name, values in times.items()
         }

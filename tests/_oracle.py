@@ -167,7 +167,7 @@ class _Freezer:
             named = (str,) if "hooks" in path.rpartition(".")[2] else (str, int)
             labels = [repr(key) if isinstance(key, named) else f"#{index}" for index, key in enumerate(obj)]
             self.put(path + ".order", labels)
-            for label, (key, value) in zip(labels, list(obj.items()), strict=True):
+            for label, (key, value) in zip(labels, obj.items(), strict=True):
                 if not isinstance(key, (str, int)):
                     self.walk(key, f"{path}.key{label}")
                 self.walk(value, f"{path}[{label}]")

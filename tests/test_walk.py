@@ -334,25 +334,25 @@ def shape(obj):
 CALLS = []
 
 
-class Logs:
-    def __init__(self, name):
-        self.name = name
-
-    def __deepcopy__(self, memo):
-        CALLS.append(self.name)
-        return self
+def noted(name):
+    return Acts(lambda memo: CALLS.append(name))
 
 
-@pytest.mark.parametrize("kind", [dict, collections.OrderedDict, collections.Counter, type("Own", (dict,), {})])
-@pytest.mark.parametrize("memo", [None, {}])
-def test_keys_and_values_are_copied_in_the_order_of_deepcopy(kind, memo):
-    source = kind({Logs("key"): Logs("value"), Logs("second key"): Logs("second value")})
+def calls_of_both(source, memo):
+    """What deepcopy and clone call, each in its order."""
     orders = []
     for copier in (copy.deepcopy, torchcow.clone):
         CALLS.clear()
         copier(source, None if memo is None else {})
         orders.append(list(CALLS))
-    assert orders[0] == orders[1] and len(orders[0]) == 4
+    return orders
+
+
+@pytest.mark.parametrize("kind", [dict, collections.OrderedDict, collections.Counter, type("Own", (dict,), {})])
+@pytest.mark.parametrize("memo", [None, {}])
+def test_keys_and_values_are_copied_in_the_order_of_deepcopy(kind, memo):
+    want, got = calls_of_both(kind({noted("key"): noted("value"), noted("second key"): noted("second value")}), memo)
+    assert got == want and len(want) == 4
 
 
 class Looked:
@@ -373,12 +373,8 @@ class LookedWithSetstate(Looked):
 def test_the_attributes_that_deepcopy_asks_for_are_asked_for(cls, memo):
     source = cls()
     source.x = [1]
-    orders = []
-    for copier in (copy.deepcopy, torchcow.clone):
-        CALLS.clear()
-        copier(source, None if memo is None else {})
-        orders.append(list(CALLS))
-    assert orders[0] == orders[1] and "__reduce_ex__" in orders[0]
+    want, got = calls_of_both(source, memo)
+    assert got == want and "__reduce_ex__" in want
 
 
 class Watches(Plain):

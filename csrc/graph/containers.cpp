@@ -111,8 +111,7 @@ PyObject* Walk::resume_dict(PyObject* result) {
 }
 
 PyObject* Walk::enter_ordered_dict(PyObject* source) {
-  PyObject* attributes = existing_dict(source);
-  if (attributes != nullptr && PyDict_GET_SIZE(attributes) > 0) return ask(source);
+  if (has_attributes(source)) return ask(source);
   if (memo_.hidden() && PyDict_GET_SIZE(source) == 0) return settled(source, steal(PyODict_New()));
   // What its `__reduce_ex__` would answer.
   const auto items = steal(PyObject_CallMethodNoArgs(source, protocol_.names.items));

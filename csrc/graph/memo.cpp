@@ -15,9 +15,7 @@ namespace {
 
 py::object identity(const void* object) { return steal(PyLong_FromVoidPtr(const_cast<void*>(object))); }
 
-std::uint32_t hash_of(PyObject* source) {
-  return static_cast<std::uint32_t>((reinterpret_cast<std::uintptr_t>(source) >> 4) * 0x9E3779B97F4A7C15ULL >> 32);
-}
+std::uint32_t short_hash_of(PyObject* source) { return static_cast<std::uint32_t>(hash_of(source) >> 32); }
 
 void keep_alive(PyObject* source, PyObject* dict) {
   const auto key = identity(dict);
@@ -54,7 +52,7 @@ void Memo::release(std::vector<Entry> entries) {
 }
 
 Memo::Slot& Memo::slot_of(PyObject* source) {
-  const auto hash = hash_of(source);
+  const auto hash = short_hash_of(source);
   const auto mask = table_.size() - 1;
   for (std::size_t place = hash;; ++place) {
     auto& slot = table_[place & mask];
@@ -63,15 +61,9 @@ Memo::Slot& Memo::slot_of(PyObject* source) {
 }
 
 void Memo::grow() {
-  std::vector<Slot> smaller(table_.size() * 4);
-  table_.swap(smaller);
-  const auto mask = table_.size() - 1;
-  for (const auto& slot : smaller) {
-    if (slot.next == 0) continue;
-    std::size_t place = slot.hash;
-    while (table_[place & mask].next != 0) ++place;
-    table_[place & mask] = slot;
-  }
+  table_ = std::vector<Slot>(table_.size() * 4);
+  std::uint32_t next = 0;
+  for (const auto& entry : entries_) slot_of(entry.source) = {short_hash_of(entry.source), ++next};
 }
 
 PyObject* Memo::find(PyObject* source) {
@@ -104,7 +96,7 @@ void Memo::put(PyObject* source, PyObject* copy) {
   entries_.push_back({source, copy});
   Py_INCREF(source);
   Py_INCREF(copy);
-  *slot = {hash_of(source), static_cast<std::uint32_t>(entries_.size())};
+  *slot = {short_hash_of(source), static_cast<std::uint32_t>(entries_.size())};
   if (entries_.size() * 2 > table_.size()) grow();
 }
 

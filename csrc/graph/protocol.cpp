@@ -98,7 +98,6 @@ Protocol::Protocol() {
   parameter_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("nn").attr("Parameter")));
   tensor_type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
   storage_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("UntypedStorage")));
-
   device_mode_type =
       reinterpret_cast<PyTypeObject*>(keep(py::module_::import("torch.utils._device").attr("DeviceContext")));
   module_getattr_ = written_in(of_type(module_type, names.getattr), "torch/nn/modules/module.py");
@@ -166,8 +165,7 @@ PyObject* Protocol::entry_of(PyTypeObject* type) { return look_up(dispatch_, typ
 
 Treatment Protocol::treatment_of(PyTypeObject* type) {
   forget_if_tables_changed();
-  const auto hash = (reinterpret_cast<std::uintptr_t>(type) >> 4) * 0x9E3779B97F4A7C15ULL;
-  auto& [known, older] = known_[hash >> (64 - known_bits)];
+  auto& [known, older] = known_[hash_of(type) >> (64 - known_bits)];
   const auto answers = [&](const Known& answer) {
     return answer.type == type && answer.version != 0 && answer.version == version_of(type);
   };

@@ -48,6 +48,17 @@ inline int check(int answer) {
   return dict == nullptr ? nullptr : *dict;
 }
 
+/// Has the instance anything in its `__dict__`?
+[[nodiscard]] inline bool has_attributes(PyObject* object) noexcept {
+  PyObject* dict = existing_dict(object);
+  return dict != nullptr && PyDict_GET_SIZE(dict) > 0;
+}
+
+/// Of an object's identity; the upper bits are the good ones.
+[[nodiscard]] inline std::uint64_t hash_of(const void* object) noexcept {
+  return (reinterpret_cast<std::uintptr_t>(object) >> 4) * 0x9E3779B97F4A7C15ULL;
+}
+
 /// Changes whenever the dict does.
 [[nodiscard]] inline std::uint64_t version_of(PyObject* dict) noexcept {
 #if PY_VERSION_HEX < 0x030E0000

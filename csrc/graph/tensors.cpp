@@ -131,11 +131,7 @@ c10::Storage storage_once(Memo& memo, const c10::Storage& source) {
 }
 
 /// Is this Python object of a storage one that torch has made, with nothing added?
-bool is_bare(PyObject* storage) {
-  PyObject* attributes = existing_dict(storage);
-  return Py_TYPE(storage) == Protocol::get().storage_type &&
-         (attributes == nullptr || PyDict_GET_SIZE(attributes) == 0);
-}
+bool is_bare(PyObject* storage) { return Py_TYPE(storage) == Protocol::get().storage_type && !has_attributes(storage); }
 
 /// The copy of a tensor's storage, or an empty one if torch's method must make it.
 c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
@@ -144,7 +140,7 @@ c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
   const auto object = steal(THPStorage_Wrap(source));
   auto copy = borrow(memo.find(object.ptr()));
   if (!copy) {
-    copy = is_bare(object.ptr()) ? copy_storage(memo, object.ptr()) : py::object();
+    copy = copy_storage(memo, object.ptr());
     if (!copy) return {};
     memo.settle(object.ptr(), copy.ptr());
   }
@@ -188,8 +184,8 @@ py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
   copy.unsafeGetTensorImpl()->bump_version();  // torch makes it with set_
   if (source.requires_grad()) copy.set_requires_grad(true);
   auto result = steal(THPVariable_Wrap(copy));
-  PyObject* attributes = existing_dict(object);
-  if (attributes != nullptr && PyDict_GET_SIZE(attributes) > 0) {
+  if (has_attributes(object)) {
+    PyObject* attributes = existing_dict(object);
     auto copied_attributes = borrow(memo.find(attributes));
     if (!copied_attributes) {
       copied_attributes = steal(PyDict_Copy(attributes));

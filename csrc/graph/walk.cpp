@@ -13,6 +13,8 @@ namespace {
 /// one.
 constexpr std::size_t deepest = 100'000;
 
+constexpr std::uint32_t breaths_per_turn = 16;
+
 }  // namespace
 
 Walk::Walk(Memo& memo) : memo_(memo), protocol_(Protocol::get()) {

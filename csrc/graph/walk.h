@@ -97,7 +97,6 @@ class Walk {
   Frame& top() { return frames_.back(); }
 
   static constexpr std::uint32_t objects_per_breath = 1024;
-  static constexpr std::uint32_t breaths_per_turn = 16;
 
   Memo& memo_;
   Protocol& protocol_;
