@@ -36,7 +36,7 @@ def built_signatures():
             continue
         if isinstance(value, type):
             for key, member in vars(value).items():
-                if callable(member) and (key == "__init__" or not key.startswith("_")):
+                if callable(member) and not key.startswith("_"):
                     found[f"{name}.{key}"] = built_signature(member)
         elif callable(value):
             found[name] = built_signature(value)

@@ -25,11 +25,11 @@ void materialize_tensors(const std::vector<at::Tensor>& tensors) {
 /// A Python function from the identity of a storage to a dotted name or None; lives as long as the process.
 py::function* name_finder = nullptr;
 
-std::string find_name(const c10::StorageImpl& storage) {
+std::string find_name(const c10::StorageImpl* storage) {
   if (name_finder == nullptr || !Py_IsInitialized()) return {};
   const py::gil_scoped_acquire locked;
   try {
-    const py::object name = (*name_finder)(reinterpret_cast<std::uintptr_t>(&storage));
+    const py::object name = (*name_finder)(reinterpret_cast<std::uintptr_t>(storage));
     return name.is_none() ? std::string() : name.cast<std::string>();
   } catch (py::error_already_set&) {
     return {};  // the error that is being described matters more

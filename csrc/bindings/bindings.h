@@ -9,7 +9,11 @@ namespace torchcow {
 
 void bind_clone(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
+void bind_listener(pybind11::module_& module);
 void bind_testing(pybind11::module_& module);
+
+/// False once the interpreter is going down: whoever asks for its lock then would hang.
+bool interpreter_runs();
 
 /// Tells the core how to wait without the interpreter lock, and whether other threads run Python.
 void install_gil_hooks();

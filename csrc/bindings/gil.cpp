@@ -5,8 +5,6 @@
 
 namespace torchcow {
 
-namespace {
-
 bool interpreter_runs() {
 #if PY_VERSION_HEX >= 0x030D0000
   return Py_IsInitialized() && !Py_IsFinalizing();
@@ -14,6 +12,8 @@ bool interpreter_runs() {
   return Py_IsInitialized() && !_Py_IsFinalizing();
 #endif
 }
+
+namespace {
 
 void* release() { return interpreter_runs() && PyGILState_Check() ? PyEval_SaveThread() : nullptr; }
 

@@ -16,5 +16,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   torchcow::install_entries();
   torchcow::bind_clone(module);
   torchcow::bind_ledger(module);
+  torchcow::bind_listener(module);
   torchcow::bind_testing(module);
 }

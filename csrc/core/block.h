@@ -33,6 +33,7 @@
 namespace torchcow {
 
 struct Block;
+class Reserve;
 class StreamOrder;
 
 using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
@@ -46,8 +47,9 @@ struct Sharer {
   std::optional<c10::Stream> home;  ///< the stream on which the clone was made; none on the CPU
   bool claimed = false;             ///< a materialization is under way (materialize.h)
   std::thread::id claimant;
-  std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (registry.h)
-  Sharer* next = nullptr;         ///< the block's list, or the garbage
+  std::uint64_t claim_epoch = 0;     ///< fork epoch of the claim (registry.h)
+  std::shared_ptr<Reserve> reserve;  ///< memory set aside for the first write; not touched while another has claimed it
+  Sharer* next = nullptr;            ///< the block's list, or the garbage
   Sharer* previous = nullptr;
 
   [[nodiscard]] const void* data() const noexcept;

@@ -2,21 +2,45 @@
 
 #include "host_pages.h"
 #include "registry.h"
+#include "reserve.h"
 #include "retire.h"
 #include "write_hook.h"
 
+#include <algorithm>
 #include <deque>
 #include <mutex>
 #include <new>
+#include <unordered_map>
 
 namespace torchcow {
 
 namespace {
 
+struct LastEvent {
+  WeakStorage storage;
+  std::uint64_t first;  ///< number of its first event; those before it were of another storage at that address
+  Event event;
+};
+
+using Causes = std::unordered_map<const c10::StorageImpl*, LastEvent>;
+
 struct Ring {
   std::mutex mutex;
   std::deque<Event> events;
+  std::uint64_t recorded = 0;
   std::size_t forgotten = 0;
+  Causes causes;
+  std::size_t trim_causes_at = 1024;
+
+  void remember(c10::StorageImpl& storage, const Event& event) {
+    const auto known = causes.find(&storage);
+    if (known != causes.end()) {
+      known->second.event = event;
+      return;
+    }
+    auto weak = WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
+    causes.emplace(&storage, LastEvent{std::move(weak), recorded, event});
+  }
 };
 
 Ring& ring() {
@@ -89,8 +113,8 @@ Words words_for(Reason reason) noexcept {
 const char* to_string(Reason reason) noexcept { return words_for(reason).word; }
 const char* explain(Reason reason) noexcept { return words_for(reason).sentence; }
 
-void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes,
-            c10::Device device) noexcept {
+void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
+            c10::StorageImpl* storage) noexcept {
   auto& self = ring();
   std::lock_guard lock(self.mutex);
   if (self.events.size() == event_capacity) {
@@ -98,9 +122,16 @@ void record(Kind kind, Way way, Reason reason, std::string_view operator_name, s
     ++self.forgotten;
   }
   try {
-    self.events.emplace_back(kind, way, reason, operator_name, bytes, device);
+    self.events.emplace_back(kind, way, reason, operator_name, bytes, device, storage);
   } catch (const std::bad_alloc&) {
     ++self.forgotten;
+    return;
+  }
+  ++self.recorded;
+  try {
+    if (storage != nullptr) self.remember(*storage, self.events.back());
+  } catch (const std::bad_alloc&) {
+    // The event is in the ring all the same.
   }
 }
 
@@ -108,8 +139,35 @@ std::vector<Event> events(bool clear) {
   auto& self = ring();
   std::lock_guard lock(self.mutex);
   std::vector<Event> copy(self.events.begin(), self.events.end());
+  auto number = self.recorded - copy.size();
+  for (auto& event : copy) {
+    ++number;
+    const auto known = self.causes.find(event.storage);
+    const bool lives =
+        known != self.causes.end() && known->second.first <= number && known->second.storage.use_count() > 0;
+    if (!lives) event.storage = nullptr;
+  }
   if (clear) self.events.clear();
   return copy;
+}
+
+std::optional<Event> cause_of(const c10::StorageImpl& storage) {
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  const auto known = self.causes.find(&storage);
+  return known != self.causes.end() ? std::optional(known->second.event) : std::nullopt;
+}
+
+void trim_causes() {
+  std::vector<Causes::node_type> dead;  // a storage's struct may go with its last weak reference: not under the mutex
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  if (self.causes.size() < self.trim_causes_at) return;
+  for (auto entry = self.causes.begin(); entry != self.causes.end();) {
+    const auto here = entry++;
+    if (here->second.storage.use_count() == 0) dead.push_back(self.causes.extract(here));
+  }
+  self.trim_causes_at = std::max<std::size_t>(1024, 2 * self.causes.size());
 }
 
 void hold_ledger_over_fork(bool hold) noexcept { hold ? ring().mutex.lock() : ring().mutex.unlock(); }
@@ -130,6 +188,7 @@ Totals totals() {
         sum.logical_bytes += sharer->bytes;
       }
     }
+    sum.reserved_bytes = reserved_bytes();
     for (auto* block = state.retired; block != nullptr; block = block->next) {
       ++sum.retired_blocks;
       sum.retired_bytes += block->bytes;
@@ -145,7 +204,7 @@ Usage usage(const c10::StorageImpl& storage) {
   std::lock_guard lock(registry().mutex);
   const Sharer* sharer = write_hook::sharer_of(storage);
   if (sharer == nullptr) return {nullptr, 0, 0, storage.nbytes()};
-  return {sharer->block, sharer->block->bytes, sharer->block->sharer_count, sharer->bytes};
+  return {sharer->block, sharer->block->bytes, sharer->block->sharer_count, sharer->bytes, sharer->offset};
 }
 
 }  // namespace torchcow

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <c10/core/StorageImpl.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,6 +14,9 @@
 ///
 /// Each materialization and each copy made at clone time is an event. Events are kept in a ring of
 /// `event_capacity`; older ones are forgotten, and counted, and so are those for which there is no memory.
+///
+/// Beside the ring stands, for each storage that lives, the last event that gave it memory of its own: its *cause*. A
+/// weak reference keeps the address of such a storage from meaning another one.
 
 namespace torchcow {
 
@@ -48,16 +53,33 @@ struct Event {
   std::string operator_name;
   std::size_t bytes;
   c10::Device device;
+  const c10::StorageImpl* storage;  ///< its identity, never to be followed
 
-  Event(Kind kind_, Way way_, Reason reason_, std::string_view operator_name_, std::size_t bytes_, c10::Device device_)
-      : kind(kind_), way(way_), reason(reason_), operator_name(operator_name_), bytes(bytes_), device(device_) {}
+  Event(Kind kind_, Way way_, Reason reason_, std::string_view operator_name_, std::size_t bytes_, c10::Device device_,
+        const c10::StorageImpl* storage_)
+      : kind(kind_),
+        way(way_),
+        reason(reason_),
+        operator_name(operator_name_),
+        bytes(bytes_),
+        device(device_),
+        storage(storage_) {}
 };
 
 inline constexpr std::size_t event_capacity = 1 << 16;
 
-void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes,
-            c10::Device device) noexcept;
+/// `storage`: which one has memory of its own now; null where nobody will ask for its cause.
+void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
+            c10::StorageImpl* storage = nullptr) noexcept;
+
+/// The events in the ring. The storage of an event is null unless it is certain that it lives.
 std::vector<Event> events(bool clear);
+
+/// The last event of `storage`, if it has one and that is remembered.
+std::optional<Event> cause_of(const c10::StorageImpl& storage);
+
+/// Forgets the causes of storages that have died, now and then. Call without any lock.
+void trim_causes();
 
 /// fork: the child must find the events whole (registry.cpp).
 void hold_ledger_over_fork(bool hold) noexcept;
@@ -71,7 +93,8 @@ struct Totals {
   std::size_t unique_bytes = 0;   ///< sum over blocks
   std::size_t retired_blocks = 0;
   std::size_t retired_bytes = 0;
-  std::size_t kept_bytes = 0;  ///< freed, but kept for the next first write (host_pages.h)
+  std::size_t kept_bytes = 0;      ///< freed, but kept for the next first write (host_pages.h)
+  std::size_t reserved_bytes = 0;  ///< set aside for first writes (reserve.h)
   std::size_t forgotten_events = 0;
 };
 
@@ -83,14 +106,9 @@ struct Usage {
   std::size_t block_bytes = 0;
   std::size_t block_sharers = 0;
   std::size_t bytes = 0;
+  std::size_t offset = 0;  ///< in the block
 };
 
-}  // namespace torchcow
-
-namespace c10 {
-struct StorageImpl;
-}
-
-namespace torchcow {
 Usage usage(const c10::StorageImpl& storage);
-}
+
+}  // namespace torchcow

@@ -3,7 +3,7 @@
 #include "device_copy.h"
 #include "host_copy.h"
 #include "host_pages.h"
-#include "ledger.h"
+#include "reserve.h"
 #include "retire.h"
 #include "stream_order.h"
 #include "write_hook.h"
@@ -13,6 +13,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <optional>
@@ -23,7 +24,8 @@ namespace {
 
 std::atomic<std::int64_t> allocations_left{-1};
 std::atomic<bool> poison{false};
-std::string (*resolve_name)(const c10::StorageImpl&) = nullptr;
+std::string (*resolve_name)(const c10::StorageImpl*) = nullptr;
+std::atomic<void (*)(const Event&) noexcept> listen{nullptr};
 
 struct Job {
   c10::StorageImpl* storage;
@@ -32,6 +34,7 @@ struct Job {
   c10::Allocator* allocator;
   c10::DataPtr memory;
   Leavers leaver;
+  Reserve::Pieces piece;  ///< where `memory` comes from, if it was set aside before
 };
 
 using Jobs = std::vector<Job>;
@@ -51,18 +54,28 @@ c10::DataPtr allocate_on_host(c10::Allocator& allocator, std::size_t bytes) {
   return memory;
 }
 
-c10::DataPtr allocate(const Job& job) {
-  if (allocations_left >= 0 && allocations_left-- == 0) {
-    TORCH_CHECK_WITH(OutOfMemoryError, false, "torchcow: allocation failed on request of a test");
-  }
+void take_reserved(Job& job) {
+  if (!job.sharer->reserve) return;
+  Reserve::Pieces given_back;
+  std::lock_guard lock(registry().mutex);
+  job.piece = job.sharer->reserve->take(job.sharer->bytes, given_back);
+  if (!job.piece.empty()) job.memory = std::move(job.piece.front().memory);
+}
+
+void allocate(Job& job) {
   const auto device = job.sharer->block->device();
-  if (device.is_cpu()) return allocate_on_host(*job.allocator, job.sharer->bytes);
-  c10::DataPtr memory = allocate_on(device, *job.allocator, job.sharer->bytes);
-  if (job.sharer->home && *job.sharer->home != current_stream(device)) {
-    // The memory belongs to the stream of the write; the clone may be used at home like any tensor there.
-    c10::impl::VirtualGuardImpl(device.type()).recordDataPtrOnStream(memory, *job.sharer->home);
+  take_reserved(job);
+  const bool reserved = !job.piece.empty();
+  if (!reserved) job.memory = allocate_for(device, *job.allocator, job.sharer->bytes);
+  if (device.is_cpu()) return;
+  // The memory belongs to the stream on which it was allocated; it is written here, and the clone may be used at home
+  // like any tensor there.
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  const auto here = current_stream(device);
+  if (reserved) guard.recordDataPtrOnStream(job.memory, here);
+  if (job.sharer->home && (reserved || *job.sharer->home != here)) {
+    guard.recordDataPtrOnStream(job.memory, *job.sharer->home);
   }
-  return memory;
 }
 
 /// Why a job could not be done, for the error message: that is worded when the claims are given back, as the name
@@ -73,16 +86,39 @@ struct Trouble {
   c10::Device device;
   std::size_t sharers;
   bool capture;
+  std::array<const c10::StorageImpl*, 8> others{};  ///< some that share it
 };
 
 Trouble trouble_of(const Job& job, bool capture) {
   const Block& block = *job.sharer->block;
   std::lock_guard lock(registry().mutex);
-  return {job.storage, job.sharer->bytes, block.device(), block.sharer_count, capture};
+  Trouble trouble{job.storage, job.sharer->bytes, block.device(), block.sharer_count, capture};
+  std::size_t known = 0;
+  for (auto* other = block.sharers; other != nullptr && known < trouble.others.size(); other = other->next) {
+    if (other != job.sharer && other->storage != nullptr) trouble.others[known++] = other->storage;
+  }
+  return trouble;
+}
+
+std::string name_of(const c10::StorageImpl* storage) {
+  return resolve_name != nullptr && storage != nullptr ? resolve_name(storage) : std::string();
+}
+
+/// ", among them A.weight, B.weight", or nothing.
+std::string others_of(const Trouble& trouble) {
+  std::vector<std::string> names;
+  for (const auto* storage : trouble.others) {
+    auto name = name_of(storage);
+    if (!name.empty() && std::find(names.begin(), names.end(), name) == names.end()) names.push_back(std::move(name));
+    if (names.size() == 3) break;
+  }
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? ", among them " : ", ") + name;
+  return text;
 }
 
 std::string explain(const Trouble& trouble, const Cause& cause) {
-  const auto name = resolve_name != nullptr ? resolve_name(*trouble.storage) : std::string();
+  const auto name = name_of(trouble.storage);
   const auto tensor =
       c10::str(name.empty() ? "a shared tensor" : name, " (", trouble.bytes, " bytes on ", trouble.device, ")");
   if (trouble.capture) {
@@ -91,8 +127,8 @@ std::string explain(const Trouble& trouble, const Cause& cause) {
                     "Call torchcow.materialize(...) on what the graph writes before the capture.");
   }
   return c10::str("torchcow: no memory for the first write to ", tensor, " by ", cause.operator_name,
-                  ". It is shared by ", trouble.sharers,
-                  " tensors. Nothing was changed: all still share and hold what they held. "
+                  ". It is shared by ", trouble.sharers, " tensors", others_of(trouble),
+                  ". Nothing was changed: all still share and hold what they held. "
                   "Free memory (torchcow.materialize takes it earlier) and try again.");
 }
 
@@ -135,11 +171,15 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
   }
 }
 
-void release_claims(const Jobs& jobs) noexcept {
+void release_claims(Jobs& jobs) noexcept {
   Garbage garbage;
   auto& state = registry();
   std::lock_guard lock(state.mutex);
   for (auto& job : jobs) {
+    if (!job.piece.empty()) {
+      job.piece.front().memory = std::move(job.memory);
+      job.sharer->reserve->put_back(std::move(job.piece));
+    }
     job.sharer->claimed = false;
     if (job.way == Way::steal) job.sharer->block->taken = false;
     if (job.sharer->storage == nullptr) leave(*job.sharer, {}, garbage);
@@ -166,7 +206,7 @@ void prepare(Jobs& jobs, const Cause& cause, std::optional<Trouble>& trouble) {
       job.leaver.push_back({WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage))});
     }
     try {
-      job.memory = allocate(job);
+      allocate(job);
     } catch (const c10::Error&) {
       trouble = trouble_of(job, false);
       throw;
@@ -211,7 +251,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
     }
     Block& block = *sharer.block;
     if (cause.visible)
-      record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device());
+      record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
     if (job.way == Way::steal) {
       c10::DataPtr memory = std::move(block.data);
       block.data = c10::DataPtr(nullptr, memory.device());
@@ -231,10 +271,28 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
   state.claims_changed.notify_all();
 }
 
+/// What the listener will be told; made while a failure is still harmless.
+std::vector<Event> news_of(const Jobs& jobs, const Cause& cause) {
+  std::vector<Event> news;
+  if (listen == nullptr || !cause.visible) return news;
+  news.reserve(jobs.size());
+  for (const auto& job : jobs) {
+    news.emplace_back(Kind::materialize, job.way, Reason::none, cause.operator_name, job.sharer->bytes,
+                      job.sharer->block->device(), job.storage);
+  }
+  return news;
+}
+
+void tell(const std::vector<Event>& news) noexcept {
+  if (news.empty()) return;
+  if (auto* listener = listen.load()) std::for_each(news.begin(), news.end(), listener);
+}
+
 bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook) {
   Jobs jobs;
   Garbage garbage;
   std::optional<Trouble> trouble;
+  std::vector<Event> news;
   try {
     // A reader in another thread must find old or new values, never memory that nobody has written yet.
     claim(targets, skipped != nullptr && alone(), cause, from_hook, jobs);
@@ -242,6 +300,7 @@ bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skip
     if (skipped != nullptr) skipped->reserve(skipped->size() + jobs.size());
     prepare(jobs, cause, trouble);
     copy_bytes(jobs, cause);
+    news = news_of(jobs, cause);
   } catch (c10::Error& error) {
     release_claims(jobs);
     if (trouble) error.add_context(explain(*trouble, cause));
@@ -251,6 +310,7 @@ bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skip
     throw;
   }
   publish(jobs, cause, skipped, from_hook, garbage);
+  tell(news);
   return true;
 }
 
@@ -302,7 +362,15 @@ void write_hook::dropped(Sharer* sharer) noexcept {
   sweep_retired(garbage);
 }
 
-void set_name_resolver(std::string (*resolve)(const c10::StorageImpl&)) noexcept { resolve_name = resolve; }
+c10::DataPtr allocate_for(c10::Device device, c10::Allocator& allocator, std::size_t bytes) {
+  if (allocations_left >= 0 && allocations_left-- == 0) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "torchcow: allocation failed on request of a test");
+  }
+  return device.is_cpu() ? allocate_on_host(allocator, bytes) : allocate_on(device, allocator, bytes);
+}
+
+void set_name_resolver(std::string (*resolve)(const c10::StorageImpl*)) noexcept { resolve_name = resolve; }
+void set_listener(void (*listener)(const Event&) noexcept) noexcept { listen = listener; }
 void fail_allocation(std::int64_t after) noexcept { allocations_left = after; }
 void poison_skipped(bool on) noexcept { poison = on; }
 

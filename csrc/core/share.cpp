@@ -108,7 +108,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
     reason = Reason::device;
     return {};
   }
-  if (bytes == 0 || (device.is_cpu() && bytes < tiny_bytes)) {
+  if (tiny(device, bytes)) {
     reason = Reason::tiny;
     return {};
   }
@@ -218,7 +218,10 @@ const std::vector<MetTensor>& SharingCall::met(const c10::StorageImpl& source) c
   return found == met_.end() ? none : found->second;
 }
 
-SharingCall::SharingCall() { write_hook::sweep(); }
+SharingCall::SharingCall() {
+  write_hook::sweep();
+  trim_causes();
+}
 
 SharingCall::~SharingCall() {
   for (const auto& made : made_) {
@@ -241,13 +244,17 @@ void SharingCall::confirm(const Made& made) {
 void SharingCall::take_back(const Made& made, Reason reason) {
   for (const auto& clone : made.clones) {
     materialize({{clone.get()}}, {"torchcow.clone", false, false});
-    record(Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device());
+    record(Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device(), clone.get());
   }
   materialize({{made.source.get()}}, {"torchcow.clone", false, false, /*stays=*/true});
   confirm(made);
 }
 
 std::size_t set_tiny_bytes(std::size_t bytes) noexcept { return tiny_bytes.exchange(bytes); }
+
+bool tiny(c10::Device device, std::size_t bytes) noexcept {
+  return bytes == 0 || (device.is_cpu() && bytes < tiny_bytes);
+}
 
 void allow_device(c10::DeviceType type) noexcept { allowed[static_cast<std::size_t>(type)] = true; }
 

@@ -74,6 +74,7 @@ class SharingCall {
 
 /// Smaller storages on the CPU are copied. Returns the old value.
 std::size_t set_tiny_bytes(std::size_t bytes) noexcept;
+[[nodiscard]] bool tiny(c10::Device device, std::size_t bytes) noexcept;
 
 /// Further device types to share on (tests: a mock accelerator).
 void allow_device(c10::DeviceType type) noexcept;

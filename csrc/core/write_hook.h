@@ -13,7 +13,7 @@
 /// for a mutable pointer, `first_write` (materialize.h) runs before the pointer is handed out; if that
 /// throws, the storage stays armed. When the storage drops its DataPtr, `dropped` runs.
 ///
-/// Threads: arm and reseat are called with the registry's mutex held, and change the storage so that
+/// Threads: arm, move and reseat are called with the registry's mutex held, and change the storage so that
 /// a thread that reads it at this moment sees either the old or the new address. Both addresses are
 /// valid then (I3).
 
@@ -49,6 +49,9 @@ void prepare(c10::StorageImpl& storage);
 
 /// Arms a prepared `storage` for `sharer`; returns the memory that it owned (empty for a new clone's storage).
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept;
+
+/// Makes an armed `storage` read what `sharer` reads. The sharer that it had is the caller's to take off its block.
+void move(c10::StorageImpl& storage, Sharer& sharer) noexcept;
 
 /// Gives `storage` memory of its own and disarms it. `from_hook`: torch called us, and finishes the
 /// disarming itself after our return.

@@ -371,6 +371,9 @@ void prepare(c10::StorageImpl& storage) {
 
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept { return hook_of(storage)->arm(sharer); }
 
+// The old DataPtr gives its reference to the context back.
+void move(c10::StorageImpl& storage, Sharer& sharer) noexcept { hook_of(storage)->arm(sharer); }
+
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool) noexcept {
   hook_of(storage)->reseat(std::move(memory));
 }

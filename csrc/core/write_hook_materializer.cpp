@@ -27,6 +27,10 @@ std::vector<WeakStorage>& late_clears() {
   return *list;
 }
 
+c10::DataPtr pointer_to(Sharer& sharer) {
+  return {const_cast<void*>(sharer.data()), &sharer, &on_drop, sharer.block->device()};
+}
+
 void on_first_write(c10::StorageImpl* storage) { first_write(storage); }
 
 }  // namespace
@@ -65,9 +69,13 @@ c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   // The hook first: a writer that comes in between waits for the mutex, and finds a sharer.
   storage.set_materializer(&on_first_write);
   c10::DataPtr old = std::move(storage._mutable_data_ptr_no_checks());
-  storage.set_data_ptr_noswap(
-      c10::DataPtr(const_cast<void*>(sharer.data()), &sharer, &on_drop, sharer.block->device()));
+  storage.set_data_ptr_noswap(pointer_to(sharer));
   return old;
+}
+
+void move(c10::StorageImpl& storage, Sharer& sharer) noexcept {
+  storage._mutable_data_ptr_no_checks().release_context();
+  storage.set_data_ptr_noswap(pointer_to(sharer));
 }
 
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noexcept {

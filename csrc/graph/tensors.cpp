@@ -44,12 +44,19 @@ bool watched() {
   return false;
 }
 
-void copied(Reason reason, std::size_t bytes, c10::Device device) {
-  record(Kind::eager, Way::eager, reason, "torchcow.clone", bytes, device);
+void copied(Reason reason, const c10::Storage& copy) {
+  auto* storage = copy.unsafeGetStorageImpl();
+  // Why a tiny storage is not shared can be seen from its size.
+  record(Kind::eager, Way::eager, reason, "torchcow.clone", storage->nbytes(), storage->device(),
+         reason == Reason::tiny ? nullptr : storage);
 }
 
-std::size_t bytes_of(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->has_storage() ? tensor.nbytes() : 0;
+void copied(Reason reason, const at::Tensor& copy) {
+  if (copy.unsafeGetTensorImpl()->has_storage()) {
+    copied(reason, copy.unsafeGetTensorImpl()->unsafe_storage());
+  } else {
+    record(Kind::eager, Way::eager, reason, "torchcow.clone", 0, copy.device());
+  }
 }
 
 /// A deep copy of a parameter starts at an aligned address, and kernels look at that: MKL's matrix-vector product
@@ -103,13 +110,15 @@ at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
       }
     }
     if (reason == Reason::tiny && impl->device().is_cpu() && offset + bytes <= storage.nbytes()) {
-      copied(reason, bytes, impl->device());
-      return tensor_over(copy_bytes(storage, offset, bytes), *impl, 0);
+      auto copy = copy_bytes(storage, offset, bytes);
+      copied(reason, copy);
+      return tensor_over(std::move(copy), *impl, 0);
     }
   }
-  copied(reason, bytes, impl->device());
   const py::gil_scoped_release unlocked;
-  return source.variable_data().clone(at::MemoryFormat::Preserve);
+  auto copy = source.variable_data().clone(at::MemoryFormat::Preserve);
+  copied(reason, copy);
+  return copy;
 }
 
 /// `source.clone()`, sharing if it can.
@@ -117,9 +126,11 @@ c10::Storage new_storage(Memo& memo, const c10::Storage& source) {
   auto& impl = *source.unsafeGetStorageImpl();
   Reason reason;
   if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) return c10::Storage(std::move(shared));
-  copied(reason, impl.nbytes(), impl.device());
-  if (reason == Reason::tiny && impl.device().is_cpu()) return copy_bytes(impl, 0, impl.nbytes());
-  return THPStorage_Unpack(steal(THPStorage_Wrap(source)).attr("clone")().ptr());
+  const bool tiny = reason == Reason::tiny && impl.device().is_cpu();
+  c10::Storage copy = tiny ? copy_bytes(impl, 0, impl.nbytes())
+                           : THPStorage_Unpack(steal(THPStorage_Wrap(source)).attr("clone")().ptr());
+  copied(reason, copy);
+  return copy;
 }
 
 /// For a hidden memo: the copy of a storage, made once.
@@ -262,7 +273,7 @@ void meet_or_record(Memo& memo, PyObject* source, PyObject* copy) {
   if (!plain || Py_TYPE(copy) != type) return;
   const auto& tensor = THPVariable_Unpack(source);
   if (!memo.call().shares()) {
-    if (memo.call().excludes_any()) copied(Reason::excluded, bytes_of(tensor), tensor.device());
+    if (memo.call().excludes_any()) copied(Reason::excluded, THPVariable_Unpack(copy));
   } else if (type == protocol.tensor_type && tensor.layout() == at::kStrided && !tensor.is_quantized()) {
     memo.call().sharing.meet(*tensor.unsafeGetTensorImpl());
   } else {
@@ -278,7 +289,7 @@ void record_if_copied(PyObject* tensor) {
     const auto used = usage(*impl->unsafe_storage().unsafeGetStorageImpl());
     if (used.block != nullptr && used.block_sharers > 1) return;
   }
-  copied(Reason::kind, bytes_of(copy), copy.device());
+  copied(Reason::kind, copy);
 }
 
 }  // namespace torchcow

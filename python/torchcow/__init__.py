@@ -1,23 +1,46 @@
 """Copy-on-write clones for PyTorch: ``torchcow.clone(model)`` is ``copy.deepcopy(model)`` that copies nothing yet."""
 
+from torchcow.budget import Reservation, headroom, reserve, worst_case
 from torchcow.clone import clone
-from torchcow.ledger import Event, Ledger, Memory, events, is_shared, ledger, memory
+from torchcow.diff import Diff, TensorDiff, diff
+from torchcow.explain import Explanation, Unshared, explain
+from torchcow.ledger import Event, Ledger, events, is_shared, ledger
 from torchcow.materialize import materialize
+from torchcow.memory import Memory, memory
 from torchcow.patch import Patch, deepcopy, patch
+from torchcow.reshare import Reshared, reshare
+from torchcow.trace import Callback, Materialization, Trace, on_materialize, trace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
+    "Diff",
     "Event",
+    "Explanation",
     "Ledger",
+    "Materialization",
     "Memory",
     "Patch",
+    "Reservation",
+    "Reshared",
+    "TensorDiff",
+    "Trace",
+    "Unshared",
     "clone",
     "deepcopy",
+    "diff",
     "events",
+    "explain",
+    "headroom",
     "is_shared",
     "ledger",
     "materialize",
     "memory",
+    "on_materialize",
     "patch",
+    "reserve",
+    "reshare",
+    "trace",
+    "worst_case",
 ]

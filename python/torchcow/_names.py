@@ -25,15 +25,25 @@ def remember(*objs: Any) -> None:
 
 def find(storage: int) -> str | None:
     """Return ``Class.dotted.name`` of a tensor over the storage with this identity, or None."""
-    for reference in list(_roots.values()):
+    return find_all({storage}).get(storage)
+
+
+def find_all(storages: set[int]) -> dict[int, str]:
+    """Return the names of those storages that a cloned module, or a clone, has; each module is walked at most once."""
+    names: dict[int, str] = {}
+    missing = set(storages)
+    for reference in list(_roots.values()) if missing else ():
         root = reference()
         if root is None:
             continue
-        for name, tensor in named_tensors(root):
-            usage = _C.usage(tensor)
-            if usage is not None and usage[0] == storage:
-                return f"{type(root).__name__}.{name}"
-    return None
+        found = list(named_tensors(root))
+        for (name, _), usage in zip(found, _C.usages(tensor for _, tensor in found), strict=True):
+            if usage is not None and usage[0] in missing:
+                missing.discard(usage[0])
+                names[usage[0]] = f"{type(root).__name__}.{name}"
+        if not missing:
+            break
+    return names
 
 
 _C.set_name_finder(find)

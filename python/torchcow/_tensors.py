@@ -1,46 +1,121 @@
-"""The tensors within an object, by dotted name."""
+"""The tensors and arrays within an object, by dotted name."""
 
 from __future__ import annotations
 
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
+from torchcow._native import _C
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_PLAIN = frozenset({dict, OrderedDict, set, list, tuple})
+_ATOMIC = frozenset({str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device})
+
 
 def named_tensors(obj: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (dotted name, tensor) for modules, optimizers, mappings, sequences and attributes; each tensor once."""
-    yield from _walk(obj, prefix, {})
+    seen = set()
+    for name, leaf in named_leaves(obj, prefix):
+        if isinstance(leaf, torch.Tensor) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield name, leaf
 
 
-def _join(prefix: str, name: object) -> str:
-    return f"{prefix}.{name}" if prefix else str(name)
+def named_leaves(obj: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return (dotted name, tensor or NumPy array) for all of them; one that has two names comes twice."""
+    walk = _Walk()
+    walk.visit(obj, prefix)
+    return walk.leaves
 
 
-def _walk(obj: Any, prefix: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    if id(obj) in seen or isinstance(obj, (type, str, bytes, int, float, bool, type(None))):
-        return
-    seen[id(obj)] = obj  # kept alive: the identity of a temporary could come again
-    if isinstance(obj, torch.Tensor):
-        yield prefix, obj
-        if obj.is_leaf and obj.grad is not None:
-            yield from _walk(obj.grad, _join(prefix, "grad"), seen)
-    elif isinstance(obj, torch.nn.Module):
-        for table in (obj._parameters, obj._buffers, obj._modules):
-            for name, value in table.items():
-                yield from _walk(value, _join(prefix, name), seen)
-        for name, value in vars(obj).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                yield from _walk(value, _join(prefix, name), seen)
-    elif isinstance(obj, torch.optim.Optimizer):
-        yield from _walk(obj.param_groups, _join(prefix, "param_groups"), seen)
-        yield from _walk(list(obj.state.values()), _join(prefix, "state"), seen)
-    elif isinstance(obj, Mapping):
-        for key, value in obj.items():
-            yield from _walk(value, _join(prefix, key), seen)
-    elif isinstance(obj, (list, tuple, set, frozenset)):
-        for index, value in enumerate(obj):
-            yield from _walk(value, _join(prefix, index), seen)
-    elif hasattr(obj, "__dict__") and not callable(obj):
-        for name, value in vars(obj).items():
-            yield from _walk(value, _join(prefix, name), seen)
+def unwrap(obj: Any) -> Any:
+    """Return what a :class:`torchcow.Prototype` keeps, or the object itself."""
+    prototype = sys.modules.get("torchcow.prototype")
+    return obj._snapshot if prototype is not None and isinstance(obj, prototype.Prototype) else obj
+
+
+def placed(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Where the tensor's bytes are: (identity of its block or storage, offset in bytes). No two memories look alike."""
+    usage = _C.usage(tensor)
+    if usage is None:
+        return None
+    storage, block, _, _, _, offset = usage
+    return block or storage, offset + int(tensor.storage_offset()) * tensor.element_size()
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The same bits as integers, for a comparison that tells 0.0 from -0.0, and in which a NaN equals itself."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(integers[tensor.element_size()])
+
+
+class _Walk:
+    """One walk; recursion that fills a list, as nested generators take longer than the walk."""
+
+    def __init__(self) -> None:
+        self.leaves: list[tuple[str, Any]] = []
+        # Kept alive: the identity of a temporary could come again.
+        self.seen: dict[int, Any] = {}
+        numpy = sys.modules.get("numpy")
+        self.array: tuple[type, ...] = (numpy.ndarray,) if numpy is not None else ()
+
+    def visit(self, obj: Any, name: str) -> None:
+        kind = type(obj)
+        if kind in _ATOMIC:
+            return
+        if issubclass(kind, torch.Tensor):
+            self.leaves.append((name, obj))
+            if id(obj) not in self.seen:
+                self.seen[id(obj)] = obj
+                if obj.is_leaf and obj.grad is not None:
+                    self.visit(obj.grad, f"{name}.grad" if name else "grad")
+            return
+        if issubclass(kind, self.array):
+            self.leaves.append((name, obj))
+            return
+        if id(obj) in self.seen or issubclass(kind, type):
+            return
+        self.seen[id(obj)] = obj
+        start = f"{name}." if name else ""
+        if issubclass(kind, torch.nn.Module):
+            self.module(obj, start)
+        elif issubclass(kind, torch.optim.Optimizer):
+            self.visit(obj.param_groups, f"{start}param_groups")
+            self.visit(list(obj.state.values()), f"{start}state")
+        elif issubclass(kind, Mapping):
+            for key, value in obj.items():
+                self.visit(value, f"{start}{key}")
+        elif issubclass(kind, (list, tuple, set, frozenset)):
+            for index, value in enumerate(obj):
+                self.visit(value, f"{start}{index}")
+        elif not callable(obj):
+            self.attributes(obj, start)
+
+    def module(self, module: torch.nn.Module, start: str) -> None:
+        attributes = module.__dict__
+        for table in _TABLES:
+            for key, value in attributes[table].items():
+                if value is not None:
+                    self.visit(value, start + key)
+        for key, value in attributes.items():
+            kind = type(value)
+            # Tables of hooks are nearly always empty, and there are eleven of them.
+            if kind in _ATOMIC or key in _TABLES or (kind in _PLAIN and not value):
+                continue
+            self.visit(value, start + key)
+
+    def attributes(self, obj: Any, start: str) -> None:
+        for key, value in getattr(obj, "__dict__", {}).items():
+            self.visit(value, start + key)
+        for cls in type(obj).__mro__:
+            slots = cls.__dict__.get("__slots__", ())
+            for key in (slots,) if isinstance(slots, str) else slots:
+                if key not in ("__dict__", "__weakref__") and hasattr(obj, key):
+                    self.visit(getattr(obj, key), start + key)

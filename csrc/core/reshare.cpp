@@ -1,0 +1,60 @@
+#include "reshare.h"
+
+#include "registry.h"
+#include "retire.h"
+#include "stream_order.h"
+#include "write_hook.h"
+
+#include <memory>
+
+namespace torchcow {
+
+namespace {
+
+bool same_span(const Sharer& a, const Sharer& b) {
+  return a.block == b.block && a.offset == b.offset && a.bytes == b.bytes;
+}
+
+void record_stream(Block& block, const c10::Stream& stream) {
+  if (block.order) block.order->record_stream(block.data, stream);
+}
+
+}  // namespace
+
+bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const c10::StorageImpl& keeper_clone) {
+  std::optional<c10::Stream> here;
+  if (!joiner.device().is_cpu()) {
+    here = current_stream(joiner.device());
+    if (capturing(*here)) return false;
+  }
+  Garbage garbage;
+  auto& state = registry();
+  std::unique_lock lock(state.mutex);
+  const auto* old_clone = write_hook::sharer_of(joiner_clone);
+  const auto* new_clone = write_hook::sharer_of(keeper_clone);
+  Sharer* old = write_hook::sharer_of(joiner);
+  if (old == nullptr || old_clone == nullptr || new_clone == nullptr || state.claimed(*old)) return false;
+  if (!same_span(*old, *old_clone) || new_clone->bytes != old->bytes || new_clone->block == old->block ||
+      new_clone->block->device() != old->block->device() || new_clone->block->on_probation()) {
+    return false;
+  }
+  Block& left = *old->block;
+  Block& block = *new_clone->block;
+  auto sharer = std::make_unique<Sharer>(Sharer{&block, new_clone->offset, new_clone->bytes, &joiner, here});
+  sharer->reserve = old->reserve;
+  Leavers leaver{{WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&joiner))}};
+  // Nothing after this point can fail.
+  write_hook::move(joiner, *sharer);
+  block.link(*sharer.release());
+  ++state.sharer_count;
+  leave(*old, std::move(leaver), garbage);
+  lock.unlock();
+  if (here) {
+    // Both blocks live as long as the clones: what is queued still reads the old one, what comes reads the new one.
+    record_stream(left, *here);
+    record_stream(block, *here);
+  }
+  return true;
+}
+
+}  // namespace torchcow

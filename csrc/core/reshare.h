@@ -1,0 +1,22 @@
+#pragma once
+
+#include "block.h"
+
+/// Re-sharing: storages that hold equal bytes read one block again.
+///
+/// Bytes can be compared only while nobody can write them. So the caller clones both storages, compares the clones,
+/// which no write reaches, and calls `join` while they are alive. A storage that was written in between has left the
+/// block of its clone, and stays where it is.
+///
+/// The storage moves as in a first write: pointers into the memory that it leaves stay valid as long as anybody may
+/// read through them (retire.h), and its next write is noticed as before.
+///
+/// Threads: any. Streams: the storage may be read on the current stream from now on.
+
+namespace torchcow {
+
+/// Makes `joiner` a sharer of the bytes that `keeper_clone` reads, if it still shares with `joiner_clone`. The caller
+/// has seen that the two clones hold the same bytes. False: nothing was done.
+bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const c10::StorageImpl& keeper_clone);
+
+}  // namespace torchcow
