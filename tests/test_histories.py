@@ -1,5 +1,5 @@
 """Random histories of clones, views, writes and drops in two worlds: one clones with `copy.deepcopy`, the other with
-`torchcow.clone`. After every step all tensors of both worlds are the same, bit by bit, with the same ties and layouts.
+`torchcow.clone`, and now and then that one shares what is equal again, or sets memory aside. After every step all tensors of both worlds are the same, bit by bit, with the same ties and layouts.
 
 Catches what single writes do not: a steal, a skip or a resize that is right for one family and wrong for the next one.
 Breaks: a steal while two sharers are left (crashes), a skip although the operator reads what it writes (6 of 60 fail).
@@ -123,6 +123,12 @@ class Worlds:
     def step(self):
         pick = self.choose.randrange
         size, dice = len(self.want), self.choose.random()
+        if self.choose.random() < 0.08:
+            self.log.append("reshare")
+            torchcow.reshare(*self.got)
+        if self.choose.random() < 0.05:
+            self.log.append("reserve")
+            torchcow.reserve(self.got, fraction=self.choose.random())
         if size == 0 or dice < 0.05:
             kind = pick(len(MAKES))
             self.grow(self.both(f"make {kind}", lambda world, clone: MAKES[kind]()))
