@@ -106,6 +106,22 @@ def test_names_are_for_these_tensors_only():
     assert reservation.bytes == BYTES
 
 
+def test_it_goes_with_a_tensor_that_shares_again():
+    source = [torch.rand(SIDE, SIDE)]
+    clone = torchcow.clone(source)
+    other = torchcow.clone(source)
+    write(clone[0])
+    clone[0].copy_(source[0])
+    sibling = torchcow.clone(clone)
+    reservation = torchcow.reserve(clone)
+    assert torchcow.reshare(source, clone).tensors == 1
+    assert reservation.bytes == BYTES
+    with torchcow.testing.fail_allocations(0):
+        write(clone[0])
+    assert reservation.bytes == 0
+    assert torch.equal(sibling[0], other[0])
+
+
 def test_it_ends_with_the_clone():
     source = model()
     clone = torchcow.clone(source)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torchcow
-from _oracle import SIDE
+from _oracle import SIDE, run_script
 
 pytestmark = pytest.mark.sharing
 
@@ -94,6 +94,22 @@ def test_events_have_names_while_the_tensor_lives():
     assert [event.name for event in torchcow.events()] == ["Sequential.0.weight", "Sequential.1.bias"]
     del variant[1]
     assert [event.name for event in torchcow.events()] == ["Sequential.0.weight", None]
+
+
+def test_an_event_of_the_past_is_not_given_the_name_of_who_came_to_its_address():
+    run_script("""
+import torch, torchcow
+source = torch.ones(64, 64)
+for _ in range(3000):
+    torchcow.clone(source).add_(1)
+models = [torch.nn.Linear(64, 64, bias=False) for _ in range(20)]
+variants = [torchcow.clone(model) for model in models]
+with torch.no_grad():
+    for variant in variants:
+        variant.weight.add_(1)
+names = [event.name for event in torchcow.events()]
+assert names == [None] * 3000 + ["Linear.weight"] * 20, sum(map(bool, names))
+""")
 
 
 def test_causes_do_not_pile_up():

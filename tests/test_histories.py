@@ -1,5 +1,6 @@
 """Random histories of clones, views, writes and drops in two worlds: one clones with `copy.deepcopy`, the other with
-`torchcow.clone`, and now and then that one shares what is equal again, or sets memory aside. After every step all tensors of both worlds are the same, bit by bit, with the same ties and layouts.
+`torchcow.clone`, and now and then that one shares what is equal again, or sets memory aside. After every step all
+tensors of both worlds are the same, bit by bit, with the same ties and layouts.
 
 Catches what single writes do not: a steal, a skip or a resize that is right for one family and wrong for the next one.
 Breaks: a steal while two sharers are left (crashes), a skip although the operator reads what it writes (6 of 60 fail).

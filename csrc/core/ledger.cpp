@@ -143,9 +143,7 @@ std::vector<Event> events(bool clear) {
   for (auto& event : copy) {
     ++number;
     const auto known = self.causes.find(event.storage);
-    const bool lives =
-        known != self.causes.end() && known->second.first <= number && known->second.storage.use_count() > 0;
-    if (!lives) event.storage = nullptr;
+    if (known == self.causes.end() || number < known->second.first) event.storage = nullptr;
   }
   if (clear) self.events.clear();
   return copy;

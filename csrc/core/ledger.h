@@ -72,7 +72,7 @@ inline constexpr std::size_t event_capacity = 1 << 16;
 void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
             c10::StorageImpl* storage = nullptr) noexcept;
 
-/// The events in the ring. The storage of an event is null unless it is certain that it lives.
+/// The events in the ring. The storage of an event is null unless that address can mean no other one.
 std::vector<Event> events(bool clear);
 
 /// The last event of `storage`, if it has one and that is remembered.

@@ -70,7 +70,7 @@ def _reshare(objs: tuple[Any, ...]) -> Reshared:
 
 
 class _Span:
-    """Bytes that one tensor covers; those that are a whole storage can move."""
+    """Bytes that one tensor covers, or a whole storage; only that can move."""
 
     def __init__(self, tensor: torch.Tensor, start: int, length: int, usage: tuple[int, ...]) -> None:
         storage, block, _, sharers, size, _ = usage
@@ -131,8 +131,8 @@ def _join(group: list[tuple[_Span, torch.Tensor]]) -> int:
             if places[place] is None:
                 keepers.append(held)
         keeper = places[place]
-        if keeper is not None and span.whole:
-            joined += _C.join(span.bytes, held, keeper)
+        if keeper is not None:
+            joined += _C.join(span.bytes, held, keeper)  # which moves whole storages only
     return joined
 
 

@@ -80,6 +80,17 @@ TEST_F(Reshare, NotWithAnotherSize) {
   EXPECT_FALSE(join(joiner, clones[1], clones[0]));
 }
 
+// Broken by: a block that may be taken back, because somebody might hold a pointer into it.
+TEST_F(Reshare, NotOnProbation) {
+  const auto keeper = numbers(1000), joiner = deep_copy(keeper);
+  const auto joiner_clone = clone(joiner);
+  Reason reason;
+  SharingCall call;
+  const auto keeper_clone = clone(call, keeper, reason);
+  ASSERT_TRUE(keeper_clone.defined());
+  EXPECT_FALSE(join(joiner, joiner_clone, keeper_clone));
+}
+
 // I3. Broken by: a `join` without leaver.
 TEST_F(Reshare, WhoReadsTheOldMemoryStillCan) {
   const auto keeper = numbers(1000);
