@@ -28,6 +28,16 @@ bool Call::excludes(PyTypeObject* type) const noexcept {
   return false;
 }
 
+PyObject* Call::find_reducer(PyTypeObject* type) const noexcept {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(reducers_.ptr()); ++i) {
+    PyObject* pair = PyTuple_GET_ITEM(reducers_.ptr(), i);
+    if (PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(pair, 0)))) {
+      return PyTuple_GET_ITEM(pair, 1);
+    }
+  }
+  return nullptr;
+}
+
 Running::Running(PyObject* memo, Call& call) : memo_(memo) { calls().emplace(memo, &call); }
 
 Running::~Running() { calls().erase(memo_); }

@@ -11,14 +11,19 @@
 ///
 /// An object of an excluded class is copied *apart*: with everything in it that has no copy yet, and without sharing.
 ///
+/// A call may have *reducers*: pairs of a class and a function. An object of such a class, or of a subclass of it, is not
+/// asked how it is copied; the first function that fits is. It answers what `__reduce_ex__` would answer, and, as pickle
+/// allows it, a sixth part: a function that puts the copied state into the copy.
+///
 /// Threads: under the interpreter lock.
 
 namespace torchcow {
 
 class Call {
  public:
-  /// `excluded`: a tuple of classes, or nothing.
-  explicit Call(bool strict, py::object excluded = {}) : strict_(strict), excluded_(std::move(excluded)) {}
+  /// `excluded`: a tuple of classes, or nothing. `reducers`: a tuple of pairs, or nothing.
+  explicit Call(bool strict, py::object excluded = {}, py::object reducers = {})
+      : strict_(strict), excluded_(std::move(excluded)), reducers_(std::move(reducers)) {}
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
@@ -29,6 +34,10 @@ class Call {
   [[nodiscard]] bool excludes_any() const noexcept { return static_cast<bool>(excluded_); }
   /// Must objects of this class be copied apart?
   [[nodiscard]] bool excludes(PyTypeObject* type) const noexcept;
+  /// The reducer for objects of this class, borrowed, or nullptr.
+  [[nodiscard]] PyObject* reducer_of(PyTypeObject* type) const noexcept {
+    return reducers_ ? find_reducer(type) : nullptr;
+  }
 
   /// Ends the call: confirms each block that it made, or takes the share back where somebody may hold a raw pointer
   /// (references.cpp).
@@ -39,8 +48,11 @@ class Call {
 
  private:
   friend class Apart;
+  [[nodiscard]] PyObject* find_reducer(PyTypeObject* type) const noexcept;
+
   bool strict_;
   py::object excluded_;
+  py::object reducers_;
   int apart_ = 0;
 };
 

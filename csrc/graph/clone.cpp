@@ -104,6 +104,7 @@ struct How {
   bool strict = false;
   bool apart = false;  ///< an ordinary deep copy
   py::object excluded = {};
+  py::object reducers = {};
 };
 
 py::object deep_copy(const py::object& source, const py::object& memo, const How& how) {
@@ -115,17 +116,28 @@ py::object deep_copy(const py::object& source, const py::object& memo, const How
     Memo known(*running, memo);
     return translated([&] { return Walk(known).copy(source.ptr()); });
   }
-  Call call(how.strict, how.excluded);
+  Call call(how.strict, how.excluded, how.reducers);
   if (how.apart) apart.emplace(call);
   auto copy = copy_by(call, source, memo);
   if (!how.apart) remember(source, copy);
   return copy;
 }
 
+bool are_reducers(PyObject* reducers) {
+  if (!PyTuple_Check(reducers)) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(reducers); ++i) {
+    PyObject* pair = PyTuple_GET_ITEM(reducers, i);
+    if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyType_Check(PyTuple_GET_ITEM(pair, 0))) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-py::object clone(const py::object& source, const py::object& memo, bool strict) {
-  return deep_copy(source, memo, {.strict = strict});
+py::object clone(const py::object& source, const py::object& memo, bool strict, const py::object& reducers) {
+  if (reducers.is_none()) return deep_copy(source, memo, {.strict = strict});
+  if (!are_reducers(reducers.ptr())) throw py::type_error("reducers: expected a tuple of pairs of a class and a function");
+  return deep_copy(source, memo, {.strict = strict, .reducers = reducers});
 }
 
 py::object patched_deepcopy(const py::object& source, const py::object& memo) {

@@ -7,8 +7,9 @@
 namespace torchcow {
 
 /// What `copy.deepcopy(source, memo)` returns or raises, with tensor memory shared. `memo` is None or the caller's.
-/// With the memo of a running clone this is a part of that clone, and `strict` is that one's.
-py::object clone(const py::object& source, const py::object& memo, bool strict);
+/// With the memo of a running clone this is a part of that clone, and `strict` is that one's. `reducers` (call.h) is
+/// None or a tuple of pairs of a class and a function.
+py::object clone(const py::object& source, const py::object& memo, bool strict, const py::object& reducers);
 
 /// What copy.deepcopy itself is while `patch` is on: clone, but objects of the excluded classes are copied apart; and
 /// without a patch, and for `torchcow.deepcopy`, an ordinary deep copy.

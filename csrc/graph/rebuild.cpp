@@ -29,10 +29,18 @@ PyObject* Walk::ask(PyObject* asked) {
   return rebuild(source, std::move(reduced));
 }
 
+/// A reducer of the call answers for the object.
+PyObject* Walk::ask_reducer(PyObject* asked, PyObject* reducer) {
+  const auto held = borrow(asked);
+  auto reduced = steal(PyObject_CallOneArg(reducer, asked));
+  if (PyUnicode_Check(reduced.ptr())) return held.inc_ref().ptr();
+  return rebuild(asked, std::move(reduced), 6);
+}
+
 /// What `copy._reconstruct(source, memo, *reduced)` does. Answers of unusual shape are left to it, errors included.
-PyObject* Walk::rebuild(PyObject* source, py::object reduced) {
+PyObject* Walk::rebuild(PyObject* source, py::object reduced, Py_ssize_t most_parts) {
   const bool usual = PyTuple_CheckExact(reduced.ptr()) && PyTuple_GET_SIZE(reduced.ptr()) >= 2 &&
-                     PyTuple_GET_SIZE(reduced.ptr()) <= 5 && PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
+                     PyTuple_GET_SIZE(reduced.ptr()) <= most_parts && PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
   if (!usual) {
     return settled(source, steal(PyObject_CallFunctionObjArgs(protocol_.call_reconstruct, source, memo_.dict(),
                                                               reduced.ptr(), nullptr)));
@@ -43,7 +51,8 @@ PyObject* Walk::rebuild(PyObject* source, py::object reduced) {
   return nullptr;
 }
 
-// rebuild: `extra` is what the object was reduced to: function, arguments, state, list items, dict items. The phases
+// rebuild: `extra` is what the object was reduced to: function, arguments, state, list items, dict items, and for a
+// reducer of the call perhaps a function that sets the state. The phases
 // copy them in this order; each answers whether it is done, or waits for the copy of something.
 PyObject* Walk::resume_rebuild(PyObject* result) {
   const auto depth = frames_.size();
@@ -142,6 +151,10 @@ bool Walk::rebuild_state(PyObject* result) {
     if (!state) return false;
   }
   const auto copy = frames_[depth - 1].copy;
+  if (PyObject* setter = part(frames_[depth - 1].extra, 5)) {
+    steal(PyObject_CallFunctionObjArgs(setter, copy.ptr(), state.ptr(), nullptr));
+    return true;
+  }
   // hasattr, and then the call: a __setstate__ that is None is called, and fails as it does in copy.
   PyObject* setstate = PyObject_GetAttr(copy.ptr(), protocol_.names.setstate);
   if (setstate != nullptr) {

@@ -43,6 +43,7 @@ PyObject* Walk::enter_compound(PyObject* source) {
     const Apart apart(memo_.call());
     return Walk(memo_).copy(borrow(source).ptr()).release().ptr();
   }
+  if (PyObject* reducer = memo_.call().reducer_of(type)) return ask_reducer(source, reducer);
   const auto treatment = protocol_.treatment_of(type);
   switch (treatment) {
     case Treatment::atomic:

@@ -67,7 +67,8 @@ class Walk {
   PyObject* enter_ordered_dict(PyObject* source);
   PyObject* enter_tensor(PyObject* source, Treatment treatment);
   PyObject* ask(PyObject* source);
-  PyObject* rebuild(PyObject* source, py::object reduced);
+  PyObject* ask_reducer(PyObject* source, PyObject* reducer);
+  PyObject* rebuild(PyObject* source, py::object reduced, Py_ssize_t most_parts = 5);
 
   PyObject* resume_list(PyObject* result);
   PyObject* resume_tuple(PyObject* result);
