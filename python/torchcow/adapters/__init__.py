@@ -6,7 +6,7 @@ In reading order:
 - ``attributes``: objects in general: their attributes and slots; what the other adapters build upon
 - ``containers``: mappings, sequences, sets, partial functions
 - ``torch``: modules, optimizers, tensors
-- ``sklearn``, ``keras``: imported once their framework is
+- ``sklearn``, ``keras``: imported once their framework is. NumPy's arrays have no parts, and are copied
 """
 
 from __future__ import annotations
