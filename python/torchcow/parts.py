@@ -92,9 +92,7 @@ def locate(obj: Any, path: str) -> Place:
         raise PathError(_nowhere(path, furthest[0], obj))
     if len(found) > 1:
         ways = " or ".join(" -> ".join(map(repr, place.names)) for place in found)
-        raise PathError(
-            f"{path!r} leads to more than one place in this {type(obj).__name__}: {ways}; rename one of them"
-        )
+        raise PathError(f"{path!r} leads to several places in this {type(obj).__name__}: {ways}; rename one of them")
     return found[0]
 
 
@@ -122,16 +120,16 @@ def walk(obj: Any, into: Callable[[Any], bool] | None = None) -> Iterator[tuple[
         ['', 'a', 'b', 'a.0', 'a.1', 'b.c']
     """
     seen = {id(obj): obj}  # kept alive: the identity of a temporary could come again
-    waiting: deque[tuple[str, Any]] = deque([("", obj)])
+    waiting: deque[tuple[str, str, Any]] = deque([("", "", obj)])
     while waiting:
-        path, found = waiting.popleft()
+        path, before, found = waiting.popleft()
         yield path, found
         if into is not None and not into(found):
             continue
         for name, part in adapter_of(found).parts(found).items():
             if id(part) not in seen:
                 seen[id(part)] = part
-                waiting.append((f"{path}.{name}" if path else name, part))
+                waiting.append((f"{before}{name}", f"{before}{name}.", part))
 
 
 def _matches(

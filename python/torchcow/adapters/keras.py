@@ -31,7 +31,7 @@ _COMPILED = ("train_function", "test_function", "predict_function")
 
 
 class Keras(Modules):
-    """Layers of a model can be named by their attribute or by their own name; variables take new values."""
+    """Layers and variables have the names of their attributes, and their own ones; variables take new values."""
 
     def __init__(self) -> None:
         self.reducers: Sequence[tuple[type, Reducer]] = _REDUCERS if keras.backend.backend() == "torch" else ()
@@ -45,13 +45,13 @@ class Keras(Modules):
         return super().parts(obj) if super().accepts(obj) else Attributes.parts(self, obj)
 
     def names(self, obj: Any) -> Sequence[str]:
-        """The names of layers, and those of the attributes."""
-        return list(dict.fromkeys([*_layers(obj), *super().names(obj)]))
+        """The names of layers and variables, and those of the attributes."""
+        return list(dict.fromkeys([*_named(obj), *super().names(obj)]))
 
     def get(self, obj: Any, name: str) -> Any:
-        """The attribute, or the layer with that name."""
-        layers = _layers(obj)
-        return layers[name] if name in layers and name not in self.parts(obj) else super().get(obj, name)
+        """The attribute, or the layer or variable with that name."""
+        named = _named(obj)
+        return named[name] if name in named and name not in self.parts(obj) else super().get(obj, name)
 
     def refuse(self, obj: Any, name: str, value: Any) -> str | None:
         """Layers, and values of another shape for a variable."""
@@ -78,8 +78,13 @@ class Keras(Modules):
         return isinstance(self.get(obj, name), keras.Variable)
 
 
-def _layers(obj: Any) -> dict[str, Any]:
-    return {layer.name: layer for layer in obj.layers} if isinstance(obj, keras.Model) else {}
+def _named(obj: Any) -> dict[str, Any]:
+    if isinstance(obj, keras.Model):
+        return {layer.name: layer for layer in obj.layers}
+    if isinstance(obj, keras.layers.Layer):
+        own = (*obj._trainable_variables, *obj._non_trainable_variables)
+        return {variable.name: variable for variable in reversed(own)}
+    return {}
 
 
 def _new(cls: Any) -> Any:

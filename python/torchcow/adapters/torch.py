@@ -43,6 +43,8 @@ class Modules(Attributes):
                 return f"{name!r} is a child module and takes a torch.nn.Module or None, got {_a(kind)}"
             if name in obj._buffers and not isinstance(value, (torch.Tensor, type(None))):
                 return f"{name!r} is a buffer and takes a torch.Tensor or None, got {_a(kind)}"
+            if isinstance(value, torch.nn.Buffer) and not registered:
+                return f"{name!r} is an attribute, and a torch.nn.Buffer cannot take its place"
         return None if registered else super().refuse(obj, name, value)
 
     def aliased(self, obj: Any, name: str, value: Any) -> bool:
