@@ -268,8 +268,28 @@ def test_a_component_beside_a_model_is_named():
     model = trained(functional)
     with pytest.raises(torchcow.CloneError, match="has a component that cannot be cloned:\n  'lock'"):
         torchcow.Prototype({"model": model, "lock": threading.Lock()})
-    mine = torchcow.Prototype({"model": model, "lock": threading.Lock()}, drop={"lock"}).clone()
+    model.layers[1].lock = threading.Lock()
+    with pytest.raises(torchcow.CloneError) as caught:
+        torchcow.Prototype(model)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "this Functional has a component that cannot be cloned:"
+    assert lines[1].endswith("first.lock' (_thread.lock): TypeError: cannot pickle '_thread.lock' object")
+    mine = torchcow.Prototype({"model": model, "lock": threading.Lock()}, drop={"lock", "model.first.lock"}).clone()
     assert fit(mine["model"]) == fit(model)
+
+
+def test_a_layer_that_says_itself_how_it_is_copied():
+    class Own(L.Dense):
+        def __deepcopy__(self, memo):
+            made = Own(self.units, name=self.name)
+            made.build(self._kernel.shape)
+            made.note = "copied by itself"
+            return made
+
+    model = sequential(Own(4, name="own"), L.Dense(4))
+    mine = torchcow.Prototype(model).clone()
+    assert mine.get_layer("own").note == "copied by itself"
+    assert not hasattr(model.get_layer("own"), "note")
 
 
 def test_preprocessing_with_modules_and_seeds():

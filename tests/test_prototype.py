@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import sys
 
 import pytest
 import torch
@@ -132,6 +133,30 @@ def test_a_progress_bar_is_drawn_when_asked_for(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_terminal_gets_a_bar_when_it_takes_long(monkeypatch, capsys):
+    prototype = torchcow.Prototype([1], "mine")
+    monkeypatch.setattr(torchcow._progress, "DELAY", 0.0)
+    prototype.spawn(2)
+    assert capsys.readouterr().err == "", "no terminal"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    prototype.spawn(2)
+    assert "cloning mine" in capsys.readouterr().err
+    monkeypatch.setattr(torchcow._progress, "DELAY", 100.0)
+    prototype.spawn(2)
+    assert capsys.readouterr().err == "", "not long"
+    with pytest.raises(TypeError, match="progress: expected True, False, None or a function, got 'bar'"):
+        prototype.spawn(2, progress="bar")
+
+
+def test_without_rich_a_bar_that_was_asked_for_is_an_error_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(ImportError, match="progress=True needs the package rich: pip install rich"):
+        torchcow.Prototype([1]).spawn(2, progress=True)
+    monkeypatch.setattr(torchcow._progress, "DELAY", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert torchcow.Prototype([1]).spawn(2) == [[1], [1]]
+
+
 @pytest.mark.parametrize("n", [-1, True, 2.0, "3", None])
 def test_a_bad_count_is_refused(n):
     with pytest.raises((TypeError, ValueError), match="n: expected a whole number of at least 0, got"):
@@ -158,6 +183,12 @@ def test_copies_of_a_prototype_are_prototypes_of_the_same_snapshot():
         assert other is not prototype and other.name == "linear" and other.metadata == {"a": 1}
         assert_same(prototype.clone(), other.clone(), "a clone of the copy")
         assert other.clone(deep=False).weight is not shallow.weight
+
+
+def test_no_path_leads_into_a_prototype():
+    inner = torchcow.Prototype(nn.Dropout(0.1))
+    with pytest.raises(torchcow.PathError, match=r"there is no '_snapshot' in 'inner' .Prototype"):
+        torchcow.Prototype({"inner": inner}).clone(**{"inner._snapshot.p": 0.5})
 
 
 def test_a_prototype_is_not_pickled():

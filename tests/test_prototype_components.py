@@ -46,6 +46,10 @@ KINDS = {
     "dict view": lambda path: {}.keys(),
     "node of a graph": lambda path: graph_node(),
     "grad_fn": lambda path: graph_node().grad_fn,
+    "store": lambda path: torch.distributed.HashStore(),
+    "process group": lambda path: torch.distributed.ProcessGroupGloo(torch.distributed.HashStore(), 0, 1),
+    "event of torch": lambda path: torch.Event(),
+    "future": lambda path: torch.futures.Future(),
     "sparse": lambda path: torch.eye(3).to_sparse_csr(),
     "iterator of data": lambda path: iter(torch.utils.data.DataLoader([1, 2])),
 }

@@ -29,10 +29,11 @@ PyObject* Walk::ask(PyObject* asked) {
   return rebuild(source, std::move(reduced));
 }
 
-/// A reducer of the call answers for the object.
+/// A reducer of the call answers for the object, or passes it on to the object's own protocol.
 PyObject* Walk::ask_reducer(PyObject* asked, PyObject* reducer) {
   const auto held = borrow(asked);
   auto reduced = steal(PyObject_CallOneArg(reducer, asked));
+  if (reduced.ptr() == Py_NotImplemented) return ask(asked);
   if (PyUnicode_Check(reduced.ptr())) return held.inc_ref().ptr();
   return rebuild(asked, std::move(reduced), 6);
 }

@@ -20,6 +20,8 @@ def reporting(
     ``progress`` None: a bar on stderr, if that is a terminal and the work takes longer than a second. True: a bar on
     stderr in any case. False: nothing. A function: it is called with how many parts are done, and the total.
     """
+    if progress not in (None, True, False) and not callable(progress):
+        raise TypeError(f"progress: expected True, False, None or a function, got {progress!r}")
     done = 0
     bar: Any = None
     begun = time.monotonic()

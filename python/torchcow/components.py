@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.adapters import Reducer, adapter_of
+from torchcow.adapters import Reducer
+from torchcow.adapters.attributes import whole
 from torchcow.parts import check, locate, walk
 
 Reducers = tuple[tuple[type, Reducer], ...]
@@ -29,6 +30,7 @@ def copied(obj: Any, memo: dict[int, Any] | None, reducers: Reducers) -> Any:
     return _C.clone(obj, memo, False, reducers) if reducers else _C.clone(obj, memo, False)
 
 
+@whole
 class StandIn:
     """In a snapshot, stands where a component is not copied. A clone of the snapshot has what ``make`` returns."""
 
@@ -119,15 +121,15 @@ def refusal(obj: Any, memo: dict[int, Any], reducers: Reducers, what: str) -> Cl
             return error
         return None
 
+    everything = {id(part): part for _, part in walk(obj)}
     for path, part in walk(obj, lambda part: id(part) not in closed):
         error = None if id(part) in memo else attempt(part, {})
         if error is None:
             closed.add(id(part))  # and with it all that is inside
             continue
         if not _is_opaque(part):
-            # Is it this object, or something inside of it? Its parts count as copied for a moment.
-            parts = adapter_of(part).parts(part)
-            error = attempt(part, {id(inner): inner for inner in parts.values()})
+            # Is it this object, or something inside of it? All others count as copied for a moment.
+            error = attempt(part, {key: other for key, other in everything.items() if key != id(part)})
         if error is not None:
             closed.add(id(part))
             blamed.append((path, part, error))

@@ -43,6 +43,12 @@ class Place:
             root = adapter_of(root).get(root, name)
         return Place(self.path, self.names, root)
 
+    def check(self, value: Any) -> None:
+        """Raise a PathError if ``value`` cannot be put there."""
+        why = adapter_of(self.holder).refuse(self.holder, self.names[-1], value)
+        if why is not None:
+            raise PathError(f"{self.path!r} cannot be set: {why}")
+
     def replace(self, value: Any) -> None:
         """Put ``value`` there."""
         adapter_of(self.holder).replace(self.holder, self.names[-1], value)
@@ -103,9 +109,7 @@ def check(obj: Any, path: str, value: Any) -> Place:
         PathError: there is no such place, or what is there cannot be replaced by that value.
     """
     place = locate(obj, path)
-    why = adapter_of(place.holder).refuse(place.holder, place.names[-1], value)
-    if why is not None:
-        raise PathError(f"{path!r} cannot be set: {why}")
+    place.check(value)
     return place
 
 

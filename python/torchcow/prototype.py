@@ -13,12 +13,14 @@ from torchcow._native import _C
 from torchcow._progress import reporting
 from torchcow._tensors import named_tensors
 from torchcow.adapters import Reducer, adapter_of, reducers
+from torchcow.adapters.attributes import whole
 from torchcow.components import Reducers, copied, refusal, treat
-from torchcow.parts import PathError, Place, check, locate
+from torchcow.parts import PathError, Place, locate
 
 _NOTHING = object()
 
 
+@whole
 class Prototype:
     """A snapshot of an object that nobody can change, and the way to get clones of it.
 
@@ -26,6 +28,8 @@ class Prototype:
     to a clone do not reach it. What belongs together is snapshot together: the optimizer in
     ``Prototype({"model": model, "optimizer": optimizer})`` drives the model beside it, in each clone. Any number of
     threads may use one prototype at once. Copies of a prototype are prototypes of the same snapshot.
+
+    When a prototype is made, one clone is made as well and thrown away, to see that it can be done.
 
     Args:
         obj: anything that can be cloned: a module, or a dict or dataclass of model, optimizer, scheduler, preprocessing
@@ -85,6 +89,7 @@ class Prototype:
         self._plain = not (self._each or self._later or self._reducers)
         self._lock = threading.RLock()
         self._shallow: Any = _NOTHING
+        self._places: dict[str, Place] = {}  # of changes so far
 
     @property
     def name(self) -> str | None:
@@ -186,7 +191,10 @@ class Prototype:
             for component, word in self._words.items():
                 if path.startswith(f"{component}."):
                     raise PathError(f"{path!r} cannot be set: {component!r} is not cloned but in {word}=, see each=")
-            place = check(self._snapshot, path, value)
+            if path not in self._places:
+                self._places[path] = locate(self._snapshot, path)
+            place = self._places[path]
+            place.check(value)
             if not deep and (len(place.names) > 1 or adapter_of(place.holder).aliased(place.holder, path, value)):
                 raise PathError(
                     f"{path!r} cannot be set in a shallow clone: all shallow clones have it in common and would change "
@@ -197,7 +205,7 @@ class Prototype:
 
     def __repr__(self) -> str:
         tensors = [tensor for _, tensor in named_tensors(self._snapshot)]
-        size = sum(tensor.nbytes for tensor in tensors)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         name = "" if self._name is None else f"{self._name!r}, "
         return f"Prototype({name}{_kind(self._snapshot)}, {len(tensors)} tensors, {size:,} bytes)"
 
@@ -229,7 +237,7 @@ def _counted(how: Reducers) -> tuple[Reducers, list[type]]:
     used: list[type] = []
 
     def counting(cls: type, reduce: Reducer) -> Reducer:
-        def counted(obj: Any) -> str | tuple[Any, ...]:
+        def counted(obj: Any) -> Any:
             used.append(cls)
             return reduce(obj)
 

@@ -6,14 +6,23 @@ import dataclasses
 import inspect
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torchcow.adapters.adapter import Reducer
 
-_WHOLE = (
+T = TypeVar("T", bound=type)
+
+_whole: tuple[type, ...] = (
     *(type, str, bytes, bytearray, memoryview, int, float, complex, bool, type(None), range, slice, type(...)),
     *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MappingProxyType, types.CodeType),
 )
+
+
+def whole(cls: T) -> T:
+    """Decorate a class whose instances have no parts that a path could lead to."""
+    global _whole
+    _whole = (*_whole, cls)
+    return cls
 
 
 class Attributes:
@@ -29,12 +38,12 @@ class Attributes:
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
         """Attributes of the instance, and slots that have a value."""
-        return {} if isinstance(obj, _WHOLE) else attributes_of(obj)
+        return {} if isinstance(obj, _whole) else attributes_of(obj)
 
     def names(self, obj: Any) -> Sequence[str]:
         """The parts, properties with a setter, and plain values in the class."""
         found = dict.fromkeys(self.parts(obj))
-        if not isinstance(obj, _WHOLE):
+        if not isinstance(obj, _whole):
             for cls in type(obj).__mro__:
                 if cls not in self.foreign:
                     found.update((name, None) for name, value in vars(cls).items() if _is_value(name, value))

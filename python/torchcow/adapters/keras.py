@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,10 @@ from keras.src.utils.backend_utils import DynamicBackend
 from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedOrderedDict, TrackedSet, Tracker
 
 from torchcow.adapters.adapter import Reducer
-from torchcow.adapters.attributes import Attributes
 from torchcow.adapters.torch import Modules
 
+_INHERITED = (KerasSaveable.__reduce__, object.__reduce__)
+_CONSTANT = (types.ModuleType, inspect.Signature)
 _COMPILED = ("train_function", "test_function", "predict_function")
 
 
@@ -39,10 +40,6 @@ class Keras(Modules):
     def accepts(self, obj: Any) -> bool:
         """Layers and models, metrics, losses, optimizers."""
         return isinstance(obj, KerasSaveable)
-
-    def parts(self, obj: Any) -> Mapping[str, Any]:
-        """The attributes, of layers in the order of a module."""
-        return super().parts(obj) if super().accepts(obj) else Attributes.parts(self, obj)
 
     def names(self, obj: Any) -> Sequence[str]:
         """The names of layers and variables, and those of the attributes."""
@@ -63,7 +60,7 @@ class Keras(Modules):
             if shape != tuple(current.shape):
                 return f"{name!r} is a variable of shape {tuple(current.shape)}, and the value has shape {shape}"
             return None
-        return super().refuse(obj, name, value) if super().accepts(obj) else Attributes.refuse(self, obj, name, value)
+        return super().refuse(obj, name, value)
 
     def replace(self, obj: Any, name: str, value: Any) -> None:
         """Assign the value to the variable, or set the attribute."""
@@ -91,10 +88,13 @@ def _new(cls: Any) -> Any:
     return cls.__new__(cls)
 
 
-def _reduce(obj: Any) -> tuple[Any, ...]:
+def _reduce(obj: Any) -> Any:
+    cls = type(obj)
+    if hasattr(cls, "__deepcopy__") or cls.__reduce__ not in _INHERITED:
+        return NotImplemented  # the user's class says how it is copied
     state = dict(vars(obj))
-    modules = {name: value for name, value in state.items() if isinstance(value, types.ModuleType)}
-    for name in modules:
+    constants = {name: value for name, value in state.items() if isinstance(value, _CONSTANT)}
+    for name in constants:
         del state[name]
     for name in _COMPILED:
         if state.get(name) is not None:
@@ -103,15 +103,15 @@ def _reduce(obj: Any) -> tuple[Any, ...]:
         # Losses of the last call, which the next call clears. They belong to its graph.
         state["_losses"] = TrackedList([loss for loss in state.get("_losses", ()) if _is_leaf(loss)])
         state["_loss_ids"] = TrackedSet()
-    return _new, (type(obj),), (state, None), None, None, partial(_restore, modules)
+    return _new, (cls,), (state, None), None, None, partial(_restore, constants)
 
 
-def _restore(modules: dict[str, Any], new: Any, state: tuple[dict[str, Any], Any]) -> None:
+def _restore(constants: dict[str, Any], new: Any, state: tuple[dict[str, Any], Any]) -> None:
     attributes, _ = state
     bound = {name: value for name, value in vars(new).items() if _same_code(value, attributes.get(name))}
     vars(new).clear()
     vars(new).update(attributes)
-    vars(new).update(modules)
+    vars(new).update(constants)
     vars(new).update(bound)
 
 
@@ -124,8 +124,11 @@ def _is_leaf(loss: Any) -> bool:
     return not isinstance(loss, torch.Tensor) or loss.is_leaf
 
 
-def _reduce_optimizer(obj: Any) -> tuple[Any, ...]:
-    new, arguments, (state, _), *rest, restore = _reduce(obj)
+def _reduce_optimizer(obj: Any) -> Any:
+    reduced = _reduce(obj)
+    if reduced is NotImplemented:
+        return reduced
+    new, arguments, (state, _), *rest, restore = reduced
     indices = state.pop("_trainable_variables_indices", {})
     known = [(variable, indices[id(variable)]) for variable in obj._trainable_variables if id(variable) in indices]
     return new, arguments, (state, known), *rest, partial(_restore_optimizer, restore)
@@ -136,8 +139,11 @@ def _restore_optimizer(restore: Any, new: Any, state: tuple[dict[str, Any], list
     new.__dict__["_trainable_variables_indices"] = {id(variable): index for variable, index in state[1]}
 
 
-def _reduce_function(obj: Any) -> tuple[Any, ...]:
-    new, arguments, (state, _), *rest, restore = _reduce(obj)
+def _reduce_function(obj: Any) -> Any:
+    reduced = _reduce(obj)
+    if reduced is NotImplemented:
+        return reduced
+    new, arguments, (state, _), *rest, restore = reduced
     keys = state.pop("_nodes", set())
     nodes = [(operation, i) for operation in obj._operations for i in range(len(operation._inbound_nodes))]
     known = [(operation, i) for operation, i in nodes if _key(operation, i) in keys]
@@ -177,10 +183,6 @@ def _container(cls: type, base: Any, add: Any) -> tuple[type, Reducer]:
     return cls, reduce
 
 
-def _itself(obj: Any) -> str:
-    return "itself"
-
-
 _REDUCERS: Sequence[tuple[type, Reducer]] = (
     (Function, _reduce_function),
     (BaseOptimizer, _reduce_optimizer),
@@ -192,5 +194,4 @@ _REDUCERS: Sequence[tuple[type, Reducer]] = (
     _container(TrackedDict, dict, dict.update),
     _container(TrackedOrderedDict, OrderedDict, OrderedDict.update),
     _container(TrackedSet, list, set.update),
-    (inspect.Signature, _itself),
 )

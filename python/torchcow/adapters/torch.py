@@ -23,25 +23,32 @@ class Modules(Attributes):
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
         """What is in the tables, and the other attributes."""
-        tables = [vars(obj)[table] for table in _TABLES]
-        found = {name: value for table in tables for name, value in table.items()}
+        found = {name: value for table in _tables(obj) for name, value in table.items()}
         found.update((name, value) for name, value in attributes_of(obj).items() if name not in _TABLES)
         return found
+
+    def get(self, obj: Any, name: str) -> Any:
+        """As ``parts`` has it, without looking at all of them."""
+        for table in (vars(obj), *_tables(obj)):
+            if name in table:
+                return table[name]
+        return super().get(obj, name)
 
     def refuse(self, obj: Any, name: str, value: Any) -> str | None:
         """What ``Module.__setattr__`` would refuse, and what attributes refuse."""
         kind = type(value).__name__
-        registered = any(name in vars(obj)[table] for table in _TABLES)
+        parameters, buffers, children = _tables(obj)
+        registered = name in parameters or name in buffers or name in children
         if isinstance(value, torch.nn.Parameter):
             if not registered and name not in vars(obj) and hasattr(obj, name):
                 return f"a parameter cannot take the place of an attribute of the class {type(obj).__name__}"
-        elif name in obj._parameters:
+        elif name in parameters:
             if value is not None:
                 return f"{name!r} is a parameter and takes a torch.nn.Parameter or None, got {_a(kind)}"
         elif not isinstance(value, torch.nn.Module):
-            if name in obj._modules and value is not None:
+            if name in children and value is not None:
                 return f"{name!r} is a child module and takes a torch.nn.Module or None, got {_a(kind)}"
-            if name in obj._buffers and not isinstance(value, (torch.Tensor, type(None))):
+            if name in buffers and not isinstance(value, (torch.Tensor, type(None))):
                 return f"{name!r} is a buffer and takes a torch.Tensor or None, got {_a(kind)}"
             if isinstance(value, torch.nn.Buffer) and not registered:
                 return f"{name!r} is an attribute, and a torch.nn.Buffer cannot take its place"
@@ -49,8 +56,12 @@ class Modules(Attributes):
 
     def aliased(self, obj: Any, name: str, value: Any) -> bool:
         """The tables are."""
-        tabled = any(name in vars(obj)[table] for table in _TABLES)
+        tabled = any(name in table for table in _tables(obj))
         return tabled or isinstance(value, (torch.nn.Module, torch.nn.Parameter, torch.nn.Buffer))
+
+
+def _tables(obj: Any) -> list[dict[str, Any]]:
+    return [vars(obj).get(table, {}) for table in _TABLES]
 
 
 class Optimizers(Attributes):
