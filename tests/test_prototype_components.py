@@ -187,3 +187,38 @@ def test_a_shared_component_is_kept_alive():
 
     prototype = torchcow.Prototype({"a": Component()}, share={"a"})
     assert isinstance(prototype.clone()["a"], Component)
+
+
+def test_the_search_leaves_the_source_alone_and_blames_no_holder():
+    """Break: the parts of what is tried count as their own copies. A holder that ties its parts to itself then ties the
+    source's."""
+
+    class Parent:
+        def __init__(self):
+            self.child, self.lock = Child(self), threading.Lock()
+
+        def __setstate__(self, state):
+            self.__dict__.update(state)
+            self.child.parent = self
+            with self.lock:
+                pass
+
+    class Child:
+        def __init__(self, parent):
+            self.parent, self.event = parent, threading.Event()
+
+    class Refusing:
+        def __init__(self, other):
+            self.other = other
+
+        def __reduce_ex__(self, protocol):
+            raise TypeError("not this one")
+
+    source = Parent()
+    holder = Child(None)
+    holder.parent = Refusing(holder)
+    with pytest.raises(torchcow.CloneError) as caught:
+        torchcow.Prototype({"parent": source, "cycle": [holder]})
+    paths = [line.split("'")[1] for line in str(caught.value).splitlines()[1:-1]]
+    assert sorted(paths) == ["cycle.0.event", "cycle.0.parent", "parent.child.event", "parent.lock"]
+    assert source.child.parent is source and holder.parent.other is holder

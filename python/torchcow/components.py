@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.adapters import Reducer
+from torchcow.adapters import Reducer, adapter_of
 from torchcow.adapters.attributes import whole
 from torchcow.parts import check, locate, walk
 
@@ -109,31 +109,60 @@ def treat(
     return treatment
 
 
+@dataclass
+class Failure:
+    """A part that cannot be cloned: itself, or something in it."""
+
+    path: str
+    part: Any
+    error: Exception
+    parts: list[Any]
+
+
+class _Nothing:
+    pass
+
+
 def refusal(obj: Any, memo: dict[int, Any], reducers: Reducers, what: str) -> CloneError | None:
     """The error that names all components of ``obj`` which cannot be cloned, or None if no single one is to blame."""
-    blamed: list[tuple[str, Any, Exception]] = []
-    closed: set[int] = set()
+    blamed: list[Failure] = []
+    known = dict(memo)
+    while failing := _failing(obj, known, reducers):
+        # Guilty is what has no other one inside of it. There may be one that nobody sees, or a cycle: so it must fail
+        # as well with nothing in place of the others.
+        alone = [one for one in failing.values() if _fails_alone(one, failing, known, reducers)]
+        guilty = [one for one in alone if not any(id(part) in failing for part in one.parts)] or alone
+        if not guilty:
+            break
+        for one in guilty:
+            known[id(one.part)] = one.part  # as if it was shared; what fails now fails for a reason of its own
+        blamed += guilty
+    # What lies inside of another one goes with it.
+    outer = [one for one in blamed if not any(one.path.startswith(f"{other.path}.") for other in blamed)]
+    return CloneError(_explained(what, outer)) if outer else None
 
-    def attempt(part: Any, known: dict[int, Any]) -> Exception | None:
-        try:
-            copied(part, {**known, **memo}, reducers)
-        except Exception as error:
-            return error
-        return None
 
-    everything = {id(part): part for _, part in walk(obj)}
-    for path, part in walk(obj, lambda part: id(part) not in closed):
-        error = None if id(part) in memo else attempt(part, {})
-        if error is None:
-            closed.add(id(part))  # and with it all that is inside
-            continue
-        if not _is_opaque(part):
-            # Is it this object, or something inside of it? All others count as copied for a moment.
-            error = attempt(part, {key: other for key, other in everything.items() if key != id(part)})
+def _failing(obj: Any, known: dict[int, Any], reducers: Reducers) -> dict[int, Failure]:
+    failing: dict[int, Failure] = {}
+    for path, part in walk(obj, lambda part: id(part) in failing and not _is_opaque(part)):
+        error = None if id(part) in known else _attempt(part, known, reducers)
         if error is not None:
-            closed.add(id(part))
-            blamed.append((path, part, error))
-    return CloneError(_explained(what, blamed)) if blamed else None
+            parts = {} if _is_opaque(part) else adapter_of(part).parts(part)
+            failing[id(part)] = Failure(path, part, error, [one for one in parts.values() if one is not part])
+    return failing
+
+
+def _attempt(part: Any, known: dict[int, Any], reducers: Reducers) -> Exception | None:
+    try:
+        copied(part, dict(known), reducers)
+    except Exception as error:
+        return error
+    return None
+
+
+def _fails_alone(one: Failure, failing: dict[int, Failure], known: dict[int, Any], reducers: Reducers) -> bool:
+    others: dict[int, Any] = {key: _Nothing() for key in failing if key != id(one.part)}
+    return _attempt(one.part, {**known, **others}, reducers) is not None
 
 
 def _paths(paths: Iterable[str]) -> list[str]:
@@ -154,12 +183,12 @@ def _is_opaque(part: Any) -> bool:
     return bool((modules & sys.stdlib_module_names) - _OPEN)
 
 
-def _explained(what: str, blamed: list[tuple[str, Any, Exception]]) -> str:
+def _explained(what: str, blamed: list[Failure]) -> str:
     lines = []
-    for path, part, error in blamed:
-        where = repr(path) if path else "it"
-        lines.append(f"  {where} ({_kind(part)}): {_reason(part, error)}")
-    first = blamed[0][0]
+    for one in blamed:
+        where = repr(one.path) if one.path else "it"
+        lines.append(f"  {where} ({_kind(one.part)}): {_reason(one.part, one.error)}")
+    first = blamed[0].path
     if not first:
         return f"{what} cannot be cloned:\n{lines[0]}\nPut it into a dict, and name it in share= or rebuild=."
     count = "a component" if len(blamed) == 1 else f"{len(blamed)} components"

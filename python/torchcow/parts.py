@@ -130,10 +130,15 @@ def walk(obj: Any, into: Callable[[Any], bool] | None = None) -> Iterator[tuple[
         yield path, found
         if into is not None and not into(found):
             continue
-        for name, part in adapter_of(found).parts(found).items():
+        parts = adapter_of(found).parts(found)
+        for name, part in sorted(parts.items(), key=_is_private):  # so that what has two names is told the public one
             if id(part) not in seen:
                 seen[id(part)] = part
                 waiting.append((f"{before}{name}", f"{before}{name}.", part))
+
+
+def _is_private(item: tuple[str, Any]) -> bool:
+    return item[0].startswith("_")
 
 
 def _matches(

@@ -19,12 +19,13 @@ class Mappings(Attributes):
         return isinstance(obj, Mapping) and not isinstance(obj, types.MappingProxyType)
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
-        """The values."""
-        return {name: obj[key] for name, key in _keys(obj).items()}
+        """The values, and attributes of a subclass of dict."""
+        attributes = attributes_of(obj) if isinstance(obj, dict) else {}
+        return {**attributes, **{name: obj[key] for name, key in _keys(obj).items()}}
 
     def names(self, obj: Any) -> Sequence[str]:
-        """The keys."""
-        return list(_keys(obj))
+        """The keys, and the names of attributes."""
+        return list(self.parts(obj))
 
     def refuse(self, obj: Any, name: str, value: Any) -> str | None:
         """Read-only mappings."""
@@ -33,8 +34,12 @@ class Mappings(Attributes):
         return f"{type(obj).__name__} is a read-only mapping; replace it as a whole"
 
     def replace(self, obj: Any, name: str, value: Any) -> None:
-        """Set the item."""
-        obj[_keys(obj)[name]] = value
+        """Set the item, or the attribute."""
+        keys = _keys(obj)
+        if name in keys:
+            obj[keys[name]] = value
+        else:
+            setattr(obj, name, value)
 
 
 def _keys(obj: Mapping[Any, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,14 +41,14 @@ class Keras(Modules):
         """Layers and models, metrics, losses, optimizers."""
         return isinstance(obj, KerasSaveable)
 
-    def names(self, obj: Any) -> Sequence[str]:
-        """The names of layers and variables, and those of the attributes."""
-        return list(dict.fromkeys([*_named(obj), *super().names(obj)]))
+    def parts(self, obj: Any) -> Mapping[str, Any]:
+        """Layers and variables, and the attributes; these come first where both have one name."""
+        named, attributes = _named(obj), super().parts(obj)
+        return {name: value for name, value in named.items() if name not in attributes} | dict(attributes)
 
     def get(self, obj: Any, name: str) -> Any:
-        """The attribute, or the layer or variable with that name."""
-        named = _named(obj)
-        return named[name] if name in named and name not in self.parts(obj) else super().get(obj, name)
+        """The part, or what the class has for that name."""
+        return self.parts(obj)[name] if name in _named(obj) else super().get(obj, name)
 
     def refuse(self, obj: Any, name: str, value: Any) -> str | None:
         """Layers, and values of another shape for a variable."""
