@@ -134,6 +134,19 @@ def test_functions_are_called_once_for_each_clone(deep):
     assert len(calls) == (2 if deep else 1), "shallow clones have it in common"
 
 
+def test_a_holder_that_looks_at_its_component_when_it_is_copied():
+    class Careful(Holder):
+        def __setstate__(self, state):
+            assert state["component"] is not None
+            self.__dict__.update(state)
+
+    source = Careful(threading.Lock())
+    assert torchcow.Prototype(source, rebuild={"component": list}).clone().component == []
+    assert torchcow.Prototype(source, share={"component"}).clone().component is source.component
+    with pytest.raises((AssertionError, torchcow.CloneError)):
+        torchcow.Prototype(source, drop={"component"})
+
+
 def test_what_can_be_cloned_may_be_named_as_well():
     source = Holder([1])
     assert torchcow.Prototype(source, share="component").clone().again["x"] is source.component

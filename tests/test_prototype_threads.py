@@ -7,6 +7,7 @@ Catches: state of a call that is kept in the prototype, two deep clones behind t
 from __future__ import annotations
 
 import threading
+import time
 
 import torch
 from torch import nn
@@ -80,10 +81,10 @@ def test_the_source_is_trained_while_prototypes_are_made_and_cloned():
 
 
 def test_all_threads_get_shallow_clones_of_one_deep_clone():
-    for _ in range(20):
+    for _ in range(10):
         calls = []
         prototype = torchcow.Prototype(
-            [nn.Linear(SIDE, SIDE), None], rebuild={"1": lambda calls=calls: calls.append(1)}
+            [nn.Linear(SIDE, SIDE), None], rebuild={"1": lambda calls=calls: calls.append(time.sleep(0.001))}
         )
         found = []
         together(*[lambda prototype=prototype, found=found: found.append(prototype.clone(deep=False))] * THREADS)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.adapters import Reducer, adapter_of
+from torchcow.adapters import Reducer, adapter_of, reducers
 from torchcow.adapters.attributes import whole
 from torchcow.parts import check, locate, walk
 
@@ -25,9 +25,9 @@ class CloneError(TypeError, RuntimeError):
     """An object has components that cannot be cloned. The message names them all, and what can be done."""
 
 
-def copied(obj: Any, memo: dict[int, Any] | None, reducers: Reducers) -> Any:
+def copied(obj: Any, memo: dict[int, Any] | None, how: Reducers) -> Any:
     """Clone ``obj`` as a prototype does: like ``torchcow.clone``, but the adapters' reducers go first."""
-    return _C.clone(obj, memo, False, reducers) if reducers else _C.clone(obj, memo, False)
+    return _C.clone(obj, memo, False, how) if how else _C.clone(obj, memo, False)
 
 
 @whole
@@ -49,17 +49,15 @@ class Treatment:
 
     ``memo`` holds what the snapshot has in their place, by the identity of the component, so that all references to it
     agree. What is its own copy, such as None or a function, is no component that could be told from others like it: it
-    is replaced in each clone by path, and is in ``later``.
+    is replaced in each clone by path, and is in ``later``. ``trial`` is the memo for a clone of the snapshot that calls
+    no function of ``rebuild``.
     """
 
     memo: dict[int, Any] = field(default_factory=dict)
     later: dict[str, Callable[[], Any]] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
+    trial: dict[int, Any] = field(default_factory=dict)
     held: list[Any] = field(default_factory=list)
-
-    def trial_memo(self) -> dict[int, Any]:
-        """A memo for a clone of the snapshot that makes nothing anew."""
-        return {id(place): None for place in self.memo.values() if isinstance(place, StandIn)}
 
 
 def treat(
@@ -92,7 +90,9 @@ def treat(
                 f"{other!r} in {treatment.words[other]} and {path!r} in {word} are one object; name it in one of them"
             )
         if other == path:
-            treatment.memo[id(component)] = None if word == "drop" else StandIn(make(component))
+            place = treatment.memo[id(component)] = None if word == "drop" else StandIn(make(component))
+            if word == "rebuild":
+                treatment.trial[id(place)] = component
             if word == "share" and isinstance(component, torch.nn.Module):
                 # Others may refer to what is inside, an optimizer for example, and must find the same objects.
                 for inner in (*component.modules(), *component.parameters(), *component.buffers()):
@@ -109,6 +109,17 @@ def treat(
     return treatment
 
 
+def copied_or_explained(obj: Any, memo: dict[int, Any], how: Reducers, what: str) -> Any:
+    """Clone ``obj``; if that fails, raise the error that names all components which are to blame."""
+    try:
+        return copied(obj, dict(memo) or None, how)
+    except Exception as error:
+        explained = _refusal(obj, memo, how, what)
+        if explained is None:
+            raise
+        raise explained from error
+
+
 @dataclass
 class Failure:
     """A part that cannot be cloned: itself, or something in it."""
@@ -123,14 +134,14 @@ class _Nothing:
     pass
 
 
-def refusal(obj: Any, memo: dict[int, Any], reducers: Reducers, what: str) -> CloneError | None:
+def _refusal(obj: Any, memo: dict[int, Any], how: Reducers, what: str) -> CloneError | None:
     """The error that names all components of ``obj`` which cannot be cloned, or None if no single one is to blame."""
     blamed: list[Failure] = []
     known = dict(memo)
-    while failing := _failing(obj, known, reducers):
+    while failing := _failing(obj, known, how):
         # Guilty is what has no other one inside of it. There may be one that nobody sees, or a cycle: so it must fail
         # as well with nothing in place of the others.
-        alone = [one for one in failing.values() if _fails_alone(one, failing, known, reducers)]
+        alone = [one for one in failing.values() if _fails_alone(one, failing, known, how)]
         guilty = [one for one in alone if not any(id(part) in failing for part in one.parts)] or alone
         if not guilty:
             break
@@ -142,27 +153,27 @@ def refusal(obj: Any, memo: dict[int, Any], reducers: Reducers, what: str) -> Cl
     return CloneError(_explained(what, outer)) if outer else None
 
 
-def _failing(obj: Any, known: dict[int, Any], reducers: Reducers) -> dict[int, Failure]:
+def _failing(obj: Any, known: dict[int, Any], how: Reducers) -> dict[int, Failure]:
     failing: dict[int, Failure] = {}
     for path, part in walk(obj, lambda part: id(part) in failing and not _is_opaque(part)):
-        error = None if id(part) in known else _attempt(part, known, reducers)
+        error = None if id(part) in known else _attempt(part, known, how)
         if error is not None:
             parts = {} if _is_opaque(part) else adapter_of(part).parts(part)
             failing[id(part)] = Failure(path, part, error, [one for one in parts.values() if one is not part])
     return failing
 
 
-def _attempt(part: Any, known: dict[int, Any], reducers: Reducers) -> Exception | None:
+def _attempt(part: Any, known: dict[int, Any], how: Reducers) -> Exception | None:
     try:
-        copied(part, dict(known), reducers)
+        copied(part, dict(known), how)
     except Exception as error:
         return error
     return None
 
 
-def _fails_alone(one: Failure, failing: dict[int, Failure], known: dict[int, Any], reducers: Reducers) -> bool:
+def _fails_alone(one: Failure, failing: dict[int, Failure], known: dict[int, Any], how: Reducers) -> bool:
     others: dict[int, Any] = {key: _Nothing() for key in failing if key != id(one.part)}
-    return _attempt(one.part, {**known, **others}, reducers) is not None
+    return _attempt(one.part, {**known, **others}, how) is not None
 
 
 def _paths(paths: Iterable[str]) -> list[str]:
@@ -171,7 +182,7 @@ def _paths(paths: Iterable[str]) -> list[str]:
 
 def _is_its_own_copy(component: Any) -> bool:
     try:
-        return _C.clone(component, None, False) is component
+        return copied(component, None, reducers()) is component
     except Exception:
         return False
 

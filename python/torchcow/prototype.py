@@ -14,7 +14,7 @@ from torchcow._progress import reporting
 from torchcow._tensors import named_tensors
 from torchcow.adapters import Reducer, adapter_of, reducers
 from torchcow.adapters.attributes import whole
-from torchcow.components import Reducers, copied, refusal, treat
+from torchcow.components import Reducers, copied, copied_or_explained, treat
 from torchcow.parts import PathError, Place, locate
 
 _NOTHING = object()
@@ -83,9 +83,9 @@ class Prototype:
         self._words = treatment.words
         self._later = tuple(treatment.later.items())
         counted, used = _counted(reducers())
-        self._snapshot = _copied_or_explained(obj, treatment.memo, counted, f"this {_kind(obj)}")
+        self._snapshot = copied_or_explained(obj, treatment.memo, counted, f"this {_kind(obj)}")
         self._reducers = reducers() if used else ()
-        _copied_or_explained(self._snapshot, treatment.trial_memo(), self._reducers, f"a copy of this {_kind(obj)}")
+        copied_or_explained(self._snapshot, treatment.trial, self._reducers, f"a copy of this {_kind(obj)}")
         self._plain = not (self._each or self._later or self._reducers)
         self._lock = threading.RLock()
         self._shallow: Any = _NOTHING
@@ -130,7 +130,7 @@ class Prototype:
         if deep is not True and deep is not False:
             raise TypeError(f"deep: expected True or False, got {deep!r}; changes are given by name: clone(**changes)")
         places = self._check(changes, deep)
-        values = _copied_or_explained(changes, {}, reducers(), "the dict of changes") if changes else {}
+        values = copied_or_explained(changes, {}, reducers(), "the dict of changes") if changes else {}
         made = self._deep() if deep else self._shallow_copy()
         for place in places:
             place.within(made).replace(values[place.path])
@@ -220,16 +220,6 @@ class Prototype:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Prototype cannot be pickled; keep it in a torchcow.Registry, or pickle what clone() returns")
-
-
-def _copied_or_explained(obj: Any, memo: dict[int, Any], how: Reducers, what: str) -> Any:
-    try:
-        return copied(obj, dict(memo) or None, how)
-    except Exception as error:
-        explained = refusal(obj, memo, how, what)
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _counted(how: Reducers) -> tuple[Reducers, list[type]]:

@@ -85,9 +85,10 @@ def attributes_of(obj: Any) -> dict[str, Any]:
                     found[name] = member.__get__(obj)
                 except AttributeError:
                     continue
-    attributes = inspect.getattr_static(obj, "__dict__", None)
-    if isinstance(attributes, types.GetSetDescriptorType):
-        attributes = attributes.__get__(obj)
+    try:
+        attributes = object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return found
     if isinstance(attributes, dict):
         found.update((name, value) for name, value in attributes.items() if isinstance(name, str))
     return found
