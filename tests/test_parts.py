@@ -16,6 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import torchcow.adapters
+from _oracle import run_script
+from torchcow.adapters.attributes import Attributes
 from torchcow.parts import PathError, check, locate, look_up, names_at, walk
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
@@ -218,6 +221,51 @@ def test_each_path_of_a_walk_leads_to_the_object_or_to_several(tree):
 
 def test_names_at_a_place():
     assert names_at(everything(), "config") == ["rate", "sizes"]
-    assert names_at(Slotted()) == ["a", "b"][: len(names_at(Slotted()))]
+    assert names_at(Slotted()) == ["a"]
     with pytest.raises(TypeError, match=r"expected a dotted path such as 'encoder.dropout.p', got 3"):
         locate({}, 3)
+
+
+def test_a_registered_adapter_goes_first(monkeypatch):
+    monkeypatch.setattr(torchcow.adapters, "_registered", [])
+
+    class Vault:
+        def __init__(self):
+            self.content = [1]
+
+        def __reduce_ex__(self, protocol):
+            raise TypeError("closed")
+
+    class Vaults(Attributes):
+        reducers = ((Vault, lambda obj: (Vault, (), dict(vars(obj)))),)
+
+        def accepts(self, obj):
+            return isinstance(obj, Vault)
+
+        def parts(self, obj):
+            return {"first": obj.content[0]}
+
+        def replace(self, obj, name, value):
+            obj.content[0] = value
+
+    with pytest.raises(torchcow.CloneError, match=r"'a' .*Vault.: TypeError: closed"):
+        torchcow.Prototype({"a": Vault()})
+    torchcow.adapters.register(Vaults())
+    prototype = torchcow.Prototype({"a": Vault()})
+    assert prototype.clone(**{"a.first": 5})["a"].content == [5]
+    assert prototype.clone()["a"].content == [1]
+    with pytest.raises(PathError, match=r"there is no 'content' in 'a' \(Vault\), .*; it has: first"):
+        prototype.clone(**{"a.content": []})
+
+
+def test_no_framework_is_imported_that_is_not_there_already():
+    out = run_script("""
+import sys, torch, torchcow, types
+model = torch.nn.Linear(4, 4)
+torchcow.Prototype(model).clone(bias=None)
+print([name for name in ("keras", "sklearn", "rich", "torchcow.adapters.keras") if name in sys.modules])
+sys.modules["keras"] = types.ModuleType("keras")  # a broken one
+torchcow.Prototype(model).clone(bias=None)
+print(torchcow.adapters.reducers())
+""")
+    assert out.split() == ["[]", "()"]

@@ -11,6 +11,7 @@ In reading order:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import threading
@@ -74,9 +75,8 @@ def _load() -> None:
         with _lock:
             if name not in _pending:
                 continue
-            try:
+            # If the framework is broken, its objects are like others. They are not asked for again.
+            with contextlib.suppress(ImportError):
                 module = importlib.import_module(f"torchcow.adapters.{name}")
-            except ImportError:  # the framework is broken or half imported; nothing can be made of its classes
-                continue
-            _of_frameworks.append(getattr(module, _pending[name])())
+                _of_frameworks.append(getattr(module, _pending[name])())
             del _pending[name]
