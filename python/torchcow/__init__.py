@@ -2,12 +2,15 @@
 
 from torchcow.budget import Reservation, headroom, reserve, worst_case
 from torchcow.clone import clone
+from torchcow.components import CloneError
 from torchcow.diff import Diff, TensorDiff, diff
 from torchcow.explain import Explanation, Unshared, explain
 from torchcow.ledger import Event, Ledger, events, is_shared, ledger
 from torchcow.materialize import materialize
 from torchcow.memory import Memory, memory
+from torchcow.parts import PathError
 from torchcow.patch import Patch, deepcopy, patch
+from torchcow.prototype import Prototype
 from torchcow.reshare import Reshared, reshare
 from torchcow.trace import Callback, Materialization, Trace, on_materialize, trace
 
@@ -15,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Callback",
+    "CloneError",
     "Diff",
     "Event",
     "Explanation",
@@ -22,6 +26,8 @@ __all__ = [
     "Materialization",
     "Memory",
     "Patch",
+    "PathError",
+    "Prototype",
     "Reservation",
     "Reshared",
     "TensorDiff",
