@@ -1,0 +1,305 @@
+"""``restore``: put a state into a structure; everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+import collections
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchcow._tensors import named_tensors
+from torchcow.clone import clone
+from torchcow.state import parts
+from torchcow.state.answer import Answer
+from torchcow.state.capture import Node, StateError, describe, join, label
+from torchcow.state.plain import NotPlainError, decode, encode
+
+_MISSING = object()
+_SHOWN = 20
+
+
+def restore(structure: Any, nodes: dict[str, Node], read: Callable[[str], torch.Tensor]) -> Any:
+    """Return a clone of ``structure`` that holds what ``nodes`` and ``read`` say; the structure is not changed.
+
+    The structure has to have the parts that the saved object had: the same tensors by name, dtype and shape, the same
+    ties, classes and functions of the same names. Its device stays. Plain values are those of the state; plain
+    attributes that only the structure has are kept, and those that only the state has are added.
+
+    Args:
+        structure: an object that is built like the one that was captured; its values do not matter.
+        nodes: those of a :class:`State`.
+        read: called with the name of each tensor when everything fits; returns a tensor that is handed over.
+
+    Raises:
+        StateError: the structure does not fit; the message lists all differences.
+
+    Example:
+        >>> import torch
+        >>> from torchcow.state import capture, restore
+        >>> state = capture(torch.nn.Linear(3, 2).eval())
+        >>> again = restore(torch.nn.Linear(3, 2), state.nodes, lambda name: state.tensors[name].clone())
+        >>> torch.equal(again.weight, state.tensors["weight"]), again.training
+        (True, False)
+    """
+    work = _Restore(nodes, read)
+    made = work.place("", clone(structure))
+    if work.problems:
+        shown = work.problems[:_SHOWN]
+        if len(work.problems) > _SHOWN:
+            shown.append(f"and {len(work.problems) - _SHOWN} more")
+        raise StateError(
+            f"the saved state does not fit the structure, a {type(structure).__qualname__}:\n  " + "\n  ".join(shown)
+        )
+    for act in work.actions:
+        act()
+    return made
+
+
+class _Restore:
+    def __init__(self, nodes: dict[str, Node], read: Callable[[str], torch.Tensor]):
+        self.problems: list[str] = []
+        self.actions: list[Callable[[], object]] = []
+        self._nodes = nodes
+        self._read = read
+        self._placed: dict[str, Any] = {}
+        self._paths: dict[int, str] = {}
+
+    def place(self, path: str, current: Any) -> Any:
+        """Plan what has to be done at a path of the structure; return what will be there."""
+        node = self._nodes.get(path)
+        if not node:
+            self._problem(path, "is missing in the saved state, which is damaged")
+            return current
+        kind = next(iter(node))
+        if kind == "value":
+            return self._value(path, decode(node["value"]), current)
+        if kind == "same":
+            if current is not self._placed.get(node["same"], _MISSING):
+                self._problem(path, f"is the same object as {label(node['same'])} in the saved state, not here")
+            return current
+        if current is _MISSING and kind == "array":
+            return self._new_array(path, node)
+        if current is _MISSING:
+            self._problem(path, f"is missing in the structure; the saved state has {_what(node)}")
+            return current
+        if kind == "given":
+            if parts.given(current) != node["given"]:
+                self._problem(path, f"expected {node['given']}, got {_kind(current)}")
+            return current
+        if id(current) in self._paths:
+            self._problem(path, f"is the same object as {label(self._paths[id(current)])} here, not in the saved state")
+            return current
+        self._paths[id(current)] = path
+        self._placed[path] = current
+        place: Callable[[str, Node, Any], Any] = getattr(self, f"_{kind}")
+        return place(path, node, current)
+
+    def _problem(self, path: str, text: str) -> None:
+        self.problems.append(f"{label(path)} {text}")
+
+    def _value(self, path: str, value: Any, current: Any) -> Any:
+        if current is _MISSING:
+            return value
+        try:
+            if encode(current) == encode(value):
+                return current
+        except NotPlainError:
+            if parts.given(current) is not None or isinstance(current, torch.nn.Module):
+                self._problem(path, f"expected {value!r:.60}, got {_kind(current)}")
+            for name, tensor in named_tensors(current):
+                self._problem(join(path, name) if name else path, f"{describe(tensor)} is not in the saved state")
+            return value
+        if type(current) is type(value) and isinstance(value, (list, dict, set)):
+            self.actions.append(lambda: _refill(current, value))
+            return current
+        return value
+
+    def _tensor(self, path: str, node: Node, current: Any) -> Any:
+        wanted = f"a tensor ({node['tensor'][0]}, {'x'.join(map(str, node['tensor'][1])) or 'scalar'})"
+        if not isinstance(current, torch.Tensor):
+            self._problem(path, f"expected {wanted}, got {_kind(current)}")
+        elif current.is_meta or torch.nn.parameter.is_lazy(current):
+            self._problem(path, f"has no memory in the structure: {_kind(current)}")
+        elif [str(current.dtype).removeprefix("torch."), list(current.shape)] != node["tensor"]:
+            self._problem(path, f"expected {wanted}, got {describe(current)}")
+        else:
+            self.actions.append(lambda: self._fill(path, node, current))
+        return current
+
+    def _fill(self, path: str, node: Node, current: torch.Tensor) -> None:
+        value = self._laid_out(path, node).to(current.device)
+        if value is not current:
+            # The same tensor object, so that ties, optimizers and hooks keep it; nothing is written to old memory.
+            current.data = value
+        current.requires_grad_(node["grad"])
+
+    def _laid_out(self, path: str, node: Node) -> torch.Tensor:
+        value = self._read(path)
+        if "stride" in node and list(value.stride()) != node["stride"]:
+            empty = torch.empty_strided(node["tensor"][1], node["stride"], dtype=value.dtype, device=value.device)
+            value = empty.copy_(value)
+        return value
+
+    def _generator(self, path: str, node: Node, current: Any) -> Any:
+        if not isinstance(current, torch.Generator):
+            self._problem(path, f"expected a torch.Generator, got {_kind(current)}")
+        else:
+            self.actions.append(lambda: current.set_state(self._read(path)))
+        return current
+
+    def _array(self, path: str, node: Node, current: Any) -> Any:
+        wanted = f"an array ({node['dtype']}, {'x'.join(map(str, node['array'][1])) or 'scalar'})"
+        numpy = sys.modules.get("numpy")
+        if numpy is None or not isinstance(current, numpy.ndarray):
+            self._problem(path, f"expected {wanted}, got {_kind(current)}")
+        elif (current.dtype.str, list(current.shape)) != (node["dtype"], node["array"][1]):
+            self._problem(path, f"expected {wanted}, got an array ({current.dtype.str}, {current.shape})")
+        else:
+
+            def fill() -> None:
+                writable = current.flags.writeable
+                current.flags.writeable = True
+                current[...] = self._read(path).numpy()
+                current.flags.writeable = writable
+
+            self.actions.append(fill)
+        return current
+
+    def _new_array(self, path: str, node: Node) -> Any:
+        """An array that a structure which was never fitted does not have yet."""
+        import numpy as np
+
+        made = np.empty(node["array"][1], dtype=node["dtype"])
+        self._placed[path] = made
+        return self._array(path, node, made)
+
+    def _module(self, path: str, node: Node, current: Any) -> Any:
+        if not self._same_class(path, node["module"], current) or not isinstance(current, torch.nn.Module):
+            return current
+        for table in parts.TABLES:
+            content = getattr(current, table)
+            self._extra(path, {name: content[name] for name in content if name not in node[table[1:]]})
+            for name in node[table[1:]]:
+                item = content.get(name, _MISSING)
+                wanted = self._nodes.get(join(path, name))
+                if item is None and wanted != {"value": None}:
+                    self._problem(join(path, name), "is None in the structure and not in the saved state")
+                else:
+                    self._set(path, name, item, content.__setitem__)
+        rest = {k: v for k, v in vars(current).items() if k not in parts.TABLES and k not in parts.HOOKS}
+        return self._attributes(path, node, current, rest)
+
+    def _object(self, path: str, node: Node, current: Any) -> Any:
+        if not self._same_class(path, node["object"], current):
+            return current
+        return self._attributes(path, node, current, parts.attributes(current))
+
+    def _attributes(self, path: str, node: Node, current: Any, found: dict[str, Any]) -> Any:
+        def set_here(name: str) -> Callable[[Any], object]:
+            return lambda value: parts.set_attribute(current, name, value)
+
+        names = set(node["plain"]) | set(node["attributes"])
+        self._extra(path, {name: value for name, value in found.items() if name not in names})
+        for name, plain in node["plain"].items():
+            old = found.get(name, _MISSING)
+            self._plan(self._value(join(path, name), decode(plain), old), old, set_here(name))
+        for name in node["attributes"]:
+            old = found.get(name, _MISSING)
+            self._plan(self.place(join(path, name), old), old, set_here(name))
+        return current
+
+    def _dict(self, path: str, node: Node, current: Any) -> Any:
+        if not self._same_class(path, node["dict"], current):
+            return current
+        keys = [decode(key) for key in node["keys"]]
+        known = dict.fromkeys(keys)
+        extra = {key: current[key] for key in current if key not in known}
+        self._extra(path, extra)
+        for key in keys:
+            self._set(path, key, current.get(key, _MISSING), current.__setitem__)
+        self.actions.append(lambda: [current.pop(key) for key in extra])
+        return current
+
+    def _sequence(self, path: str, node: Node, current: Any) -> Any:
+        if not self._same_class(path, node["sequence"], current):
+            return current
+        if len(current) != node["length"]:
+            self._problem(path, f"expected {node['length']} items, got {len(current)}")
+            return current
+        made = [self.place(join(path, index), item) for index, item in enumerate(current)]
+        if all(new is old for new, old in zip(made, current, strict=True)):
+            return current
+        if isinstance(current, (list, collections.deque)):
+            self.actions.append(lambda: [current.__setitem__(i, item) for i, item in enumerate(made)])
+            return current
+        return current._make(made) if hasattr(current, "_make") else type(current)(made)
+
+    def _method(self, path: str, node: Node, current: Any) -> Any:
+        if not isinstance(current, types.MethodType) or current.__func__.__qualname__ != node["method"]:
+            self._problem(path, f"expected the method {node['method']}, got {_kind(current)}")
+        else:
+            self.place(join(path, "__self__"), current.__self__)
+        return current
+
+    def _stateful(self, path: str, node: Node, current: Any) -> Any:
+        if not self._same_class(path, node["stateful"], current) or not parts.has_state_dict(current):
+            return current
+        answer = Answer(self._nodes, self._laid_out, path)
+        likeness = current.state_dict()
+        answer.build(path, likeness, True)
+        self.problems += answer.problems
+
+        def load() -> None:
+            try:
+                current.load_state_dict(answer.build(path, likeness, False))
+            except Exception as error:
+                raise StateError(f"{label(path)}: load_state_dict of a {node['stateful']} failed: {error}") from error
+            answer.check(current)
+
+        self.actions.append(load)
+        return current
+
+    def _same_class(self, path: str, wanted: str, current: Any) -> bool:
+        if type(current).__qualname__ == wanted:
+            return True
+        self._problem(path, f"expected a {wanted}, got {_kind(current)}")
+        return False
+
+    def _extra(self, path: str, values: dict[Any, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, torch.nn.Module):
+                self._problem(join(path, key), f"(a {type(value).__qualname__}) is not in the saved state")
+            for name, tensor in named_tensors(value, join(path, key)):
+                self._problem(name, f"{describe(tensor)} is not in the saved state")
+
+    def _set(self, path: str, name: Any, item: Any, setter: Callable[[Any, Any], object]) -> None:
+        self._plan(self.place(join(path, name), item), item, lambda value: setter(name, value))
+
+    def _plan(self, new: Any, old: Any, setter: Callable[[Any], object]) -> None:
+        if new is not old:
+            self.actions.append(lambda: setter(new))
+
+
+def _refill(container: Any, value: Any) -> None:
+    """Give a container another content, and keep its identity."""
+    container.clear()
+    if isinstance(container, list):
+        container.extend(value)
+    else:
+        container.update(value)
+
+
+def _kind(current: Any) -> str:
+    if isinstance(current, torch.Tensor):
+        return describe(current)
+    return parts.given(current) or ("None" if current is None else f"a {type(current).__qualname__}")
+
+
+def _what(node: Node) -> str:
+    kind, content = next(iter(node.items()))
+    if kind in ("tensor", "array", "generator"):
+        return f"a tensor ({content[0]}, {'x'.join(map(str, content[1])) or 'scalar'})"
+    return f"{'' if kind == 'given' else 'a '}{content}"
