@@ -41,6 +41,7 @@ __all__ = [
     "headroom",
     "is_shared",
     "ledger",
+    "load_delta",
     "materialize",
     "memory",
     "on_materialize",

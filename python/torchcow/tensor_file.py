@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from torchcow.errors import FileError, StateError
 from torchcow.fingerprint import PIECE, begin, fill, pieces
 
 DTYPES = {
@@ -48,10 +49,6 @@ _KEY, _DIGEST = "torchcow", "torchcow.sha256"
 _LONGEST_HEADER = 100_000_000  # what safetensors allows
 
 
-class FileError(ValueError):
-    """A file is not what it should be; the message names the file and what is wrong with it."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """Where a tensor lies in the file, from the beginning of the file, and what it must be."""
@@ -76,7 +73,7 @@ def write(
         info: JSON-able.
 
     Raises:
-        ValueError: a tensor's bytes are no longer those of its fingerprint.
+        StateError: a tensor's bytes are no longer those of its fingerprint.
     """
     # Bigger items first: then every tensor is aligned without a gap, which the format does not allow.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -97,7 +94,7 @@ def write(
     header = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % 64)
     if len(header) > _LONGEST_HEADER:
-        raise ValueError(f"{path}: names and metadata take {len(header)} bytes, and {_LONGEST_HEADER} are possible")
+        raise StateError(f"{path}: names and metadata take {len(header)} bytes, and {_LONGEST_HEADER} are possible")
     with _replacing(path) as file:
         _write_all(file, len(header).to_bytes(8, "little") + header)
         for name in order:
@@ -106,7 +103,7 @@ def write(
                 digest.update(piece)
                 _write_all(file, piece)
             if digest.hexdigest() != fingerprints[name]:
-                raise ValueError(f"tensor {name!r} was written by another thread while it was saved; nothing was saved")
+                raise StateError(f"tensor {name!r} was written by another thread while it was saved; nothing was saved")
     return 8 + len(header) + end
 
 

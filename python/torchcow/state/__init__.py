@@ -15,7 +15,7 @@ What becomes of each part:
 - Everything else (locks, files, objects with a state that Python cannot see) is refused, with its dotted path.
 """
 
-from torchcow.state.capture import State, StateError, capture
-from torchcow.state.restore import restore
+from torchcow.state.capture import State, capture
+from torchcow.state.restore import check, restore
 
-__all__ = ["State", "StateError", "capture", "restore"]
+__all__ = ["State", "capture", "check", "restore"]

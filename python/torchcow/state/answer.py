@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from torchcow.errors import StateError
 from torchcow.state import parts
-from torchcow.state.capture import Node, StateError, capture, join, label
+from torchcow.state.capture import Node, capture, join, label
 from torchcow.state.plain import decode
 
 _CLASSES: dict[str, Callable[[Any], Any]] = {
@@ -21,10 +22,14 @@ _CLASSES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _array(made: Any) -> Any:
+    return made.numpy() if isinstance(made, torch.Tensor) else made
+
+
 class Answer:
     """The answer of one object. It needs no structure, because such state is often made late, by a first step."""
 
-    def __init__(self, nodes: dict[str, Node], read: Callable[[str, Node], torch.Tensor], path: str):
+    def __init__(self, nodes: dict[str, Node], read: Callable[[str, Node, Any], torch.Tensor], path: str):
         self.problems: list[str] = []
         self._nodes = nodes
         self._read = read
@@ -44,8 +49,8 @@ class Answer:
         made: Any = None
         if kind in ("tensor", "array"):
             if not dry:
-                made = self._read(path, node)
-                made = made.requires_grad_(node["grad"]) if kind == "tensor" else made.numpy()
+                made = self._read(path, node, like)
+                made = made.requires_grad_(node["grad"]) if kind == "tensor" else _array(made)
         elif kind == "stateful" or (kind in ("dict", "sequence") and node[kind] in _CLASSES):
             made = self._container(path, node, kind, like, dry)
         else:

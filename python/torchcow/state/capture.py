@@ -12,15 +12,12 @@ from typing import Any
 
 import torch
 
+from torchcow.errors import StateError
 from torchcow.state import parts
 from torchcow.state.plain import NotPlainError, encode
 from torchcow.tensor_file import NAMES
 
 Node = dict[str, Any]
-
-
-class StateError(ValueError):
-    """An object cannot be written down, or a state does not fit; the message names the dotted paths."""
 
 
 @dataclass(frozen=True)

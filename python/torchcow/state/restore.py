@@ -12,16 +12,20 @@ import torch
 
 from torchcow._tensors import named_tensors
 from torchcow.clone import clone
+from torchcow.errors import StateError
 from torchcow.state import parts
 from torchcow.state.answer import Answer
-from torchcow.state.capture import Node, StateError, describe, join, label
+from torchcow.state.capture import Node, describe, join, label
 from torchcow.state.plain import NotPlainError, decode, encode
 
 _MISSING = object()
 _SHOWN = 20
 
 
-def restore(structure: Any, nodes: dict[str, Node], read: Callable[[str], torch.Tensor]) -> Any:
+Read = Callable[[str], "torch.Tensor | None"]
+
+
+def restore(structure: Any, nodes: dict[str, Node], read: Read) -> Any:
     """Return a clone of ``structure`` that holds what ``nodes`` and ``read`` say; the structure is not changed.
 
     The structure has to have the parts that the saved object had: the same tensors by name, dtype and shape, the same
@@ -31,7 +35,8 @@ def restore(structure: Any, nodes: dict[str, Node], read: Callable[[str], torch.
     Args:
         structure: an object that is built like the one that was captured; its values do not matter.
         nodes: those of a :class:`State`.
-        read: called with the name of each tensor when everything fits; returns a tensor that is handed over.
+        read: called with the name of each tensor when everything fits; returns a tensor that is handed
+            over, or None for what the structure has there already.
 
     Raises:
         StateError: the structure does not fit; the message lists all differences.
@@ -44,8 +49,20 @@ def restore(structure: Any, nodes: dict[str, Node], read: Callable[[str], torch.
         >>> torch.equal(again.weight, state.tensors["weight"]), again.training
         (True, False)
     """
+    made, actions = _plan(clone(structure), nodes, read)
+    for act in actions:
+        act()
+    return made
+
+
+def check(structure: Any, nodes: dict[str, Node]) -> None:
+    """Raise what :func:`restore` would raise if the state did not fit the structure, and change nothing."""
+    _plan(structure, nodes, lambda _: None)
+
+
+def _plan(structure: Any, nodes: dict[str, Node], read: Read) -> tuple[Any, list[Callable[[], object]]]:
     work = _Restore(nodes, read)
-    made = work.place("", clone(structure))
+    made = work.place("", structure)
     if work.problems:
         shown = work.problems[:_SHOWN]
         if len(work.problems) > _SHOWN:
@@ -53,13 +70,11 @@ def restore(structure: Any, nodes: dict[str, Node], read: Callable[[str], torch.
         raise StateError(
             f"the saved state does not fit the structure, a {type(structure).__qualname__}:\n  " + "\n  ".join(shown)
         )
-    for act in work.actions:
-        act()
-    return made
+    return made, work.actions
 
 
 class _Restore:
-    def __init__(self, nodes: dict[str, Node], read: Callable[[str], torch.Tensor]):
+    def __init__(self, nodes: dict[str, Node], read: Read):
         self.problems: list[str] = []
         self.actions: list[Callable[[], object]] = []
         self._nodes = nodes
@@ -130,15 +145,19 @@ class _Restore:
         return current
 
     def _fill(self, path: str, node: Node, current: torch.Tensor) -> None:
-        value = self._laid_out(path, node).to(current.device)
+        value = self._laid_out(path, node, current).to(current.device)
         if value is not current:
             # The same tensor object, so that ties, optimizers and hooks keep it; nothing is written to old memory.
             current.data = value
         current.requires_grad_(node["grad"])
 
-    def _laid_out(self, path: str, node: Node) -> torch.Tensor:
+    def _laid_out(self, path: str, node: Node, current: Any) -> Any:
         value = self._read(path)
-        if "stride" in node and list(value.stride()) != node["stride"]:
+        if value is None:
+            return current
+        if "stride" not in node:
+            return value.contiguous()
+        if list(value.stride()) != node["stride"]:
             empty = torch.empty_strided(node["tensor"][1], node["stride"], dtype=value.dtype, device=value.device)
             value = empty.copy_(value)
         return value
@@ -147,7 +166,13 @@ class _Restore:
         if not isinstance(current, torch.Generator):
             self._problem(path, f"expected a torch.Generator, got {_kind(current)}")
         else:
-            self.actions.append(lambda: current.set_state(self._read(path)))
+
+            def fill() -> None:
+                value = self._read(path)
+                if value is not None:
+                    current.set_state(value)
+
+            self.actions.append(fill)
         return current
 
     def _array(self, path: str, node: Node, current: Any) -> Any:
@@ -160,10 +185,12 @@ class _Restore:
         else:
 
             def fill() -> None:
-                writable = current.flags.writeable
-                current.flags.writeable = True
-                current[...] = self._read(path).numpy()
-                current.flags.writeable = writable
+                value = self._read(path)
+                if value is not None:
+                    writable = current.flags.writeable
+                    current.flags.writeable = True
+                    current[...] = value.numpy()
+                    current.flags.writeable = writable
 
             self.actions.append(fill)
         return current

@@ -1,0 +1,118 @@
+"""``Library``: a durable registry's versions, put away and taken out again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchcow.errors import RegistryError, StateError
+from torchcow.prototype import Prototype
+from torchcow.registry import catalog
+from torchcow.registry.database import Database
+from torchcow.registry.shelf import Shelf, Structure, fingerprints
+from torchcow.registry.store import Manifest, Store, as_lines, digest
+from torchcow.registry.version import Reference, Version
+from torchcow.state import capture, restore
+from torchcow.tensor_file import TensorFile
+
+
+class Library:
+    """What a registry in a folder does beyond the catalogue: it knows files and what is in memory."""
+
+    def __init__(self, database: Database, tensors: Path, structures: Mapping[str, Structure] | None):
+        self.database = database
+        self.store = Store(tensors)
+        self.shelf = Shelf(structures)
+        self._loading = threading.RLock()
+
+    def add(
+        self, name: str, prototype: Prototype, parent: Reference | None, tags: Iterable[str], metadata: str
+    ) -> Version:
+        """Write a version, and only then say that it is there."""
+        state = capture(prototype._snapshot)
+        with self.database.read() as db:
+            near = self._base(db, name, parent)
+            known = {} if near is None else _prints(self.store.manifest(db, near, name))
+        # Reading all tensors takes a while; others may write meanwhile.
+        prints = fingerprints(state, None if near is None else self.shelf.get(near), known)
+        with self.database.write() as db:
+            self.store.remove_leftovers(db)
+            above = None if parent is None else catalog.find(db, parent)
+            base = self._base(db, name, parent)
+            old: Manifest = {} if base is None else self.store.manifest(db, base, f"the base of {name}")
+            identity = catalog.insert(db, name, above, metadata, base, digest(as_lines(state, prints)))
+            self.store.add(db, identity, old, state, prints)
+            version = catalog.version(db, identity)
+            for tag in tags:
+                catalog.point(db, name, tag, version.number)
+            version = catalog.version(db, identity)
+        self.shelf.put(identity, prototype, prints)
+        self.shelf.keep_build(identity, prototype, state)
+        return version
+
+    def _base(self, db: Any, name: str, parent: Reference | None) -> int | None:
+        """The version whose manifest a new one is written as a difference to."""
+        if parent is not None:
+            return catalog.find(db, parent)
+        return catalog.find(db, Reference(name)) if name in catalog.names(db) else None
+
+    def get(self, identity: int, structure: Structure | None) -> Prototype:
+        """Return a version that is in memory, or read it."""
+        with self._loading:
+            found = self.shelf.get(identity) if structure is None else None
+            return self._load(identity, structure) if found is None else found
+
+    def _load(self, identity: int, structure: Structure | None) -> Prototype:
+        gone: str | None = None
+        while True:
+            version, manifest = self._look_up(identity)
+            try:
+                return self._read(identity, version, manifest, structure)
+            except FileNotFoundError as error:
+                # A prune may have written the file anew since we asked; if the database still says so, it is lost.
+                if gone == error.filename:
+                    raise RegistryError(
+                        f"{version}: the file {gone} is missing, with tensors of this version; restore it from a backup"
+                    ) from error
+                gone = error.filename
+
+    def _look_up(self, identity: int) -> tuple[Version, Manifest]:
+        with self.database.read() as db:
+            manifest = self.store.manifest(db, identity, "the version")
+            return catalog.version(db, identity), manifest
+
+    def _read(self, identity: int, version: Version, manifest: Manifest, structure: Structure | None) -> Prototype:
+        title = str(version)
+        around = self.shelf.structure(identity, version.name, title, structure)
+        nodes = {path: json.loads(line.node) for path, line in manifest.items()}
+        prints = _prints(manifest)
+        files: dict[str, TensorFile] = {}
+        with ExitStack() as stack:
+
+            def read(path: str) -> torch.Tensor:
+                shared = self.shelf.shared(prints[path])
+                return self.store.read(manifest[path], title, path, files, stack) if shared is None else shared
+
+            try:
+                made = restore(around, nodes, read)
+            except RegistryError:
+                raise
+            except StateError as error:
+                raise StateError(f"{title}: {error}") from error
+        prototype = Prototype(made, name=version.name, metadata=version.metadata)
+        self.shelf.put(identity, prototype, prints)
+        return prototype
+
+    def fingerprints(self, identity: int) -> dict[str, str]:
+        """Return the fingerprints of a version's tensors by dotted name."""
+        return _prints(self._look_up(identity)[1])
+
+
+def _prints(manifest: Manifest) -> dict[str, str]:
+    return {path: line.fingerprint for path, line in manifest.items() if line.fingerprint is not None}

@@ -1,0 +1,202 @@
+"""The tensors and manifests of a durable registry: what a version is made of, and in which files its tensors lie.
+
+Each version writes one file with the tensors whose fingerprints are not stored yet. The order makes a crash harmless
+at any point: the file is written, synchronized and renamed while its writer holds the write lock of the database, and
+only then the transaction commits. A file that the database does not know is therefore the leftover of a writer that
+died, or that is about to be removed after a commit; whoever has the write lock may remove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchcow.errors import FileError, RegistryError
+from torchcow.state import State
+from torchcow.state.capture import Node
+from torchcow.tensor_file import TensorFile, sync_folder, write
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+_OURS = re.compile(r"[0-9a-f]{32}\.safetensors|\.[0-9a-f]{32}\.tmp")
+KIND = "registry"
+
+#: The manifest of a version: its own entries over those of its base, and so on. Nearest last.
+_MANIFEST = """
+    WITH RECURSIVE chain(id, base, depth) AS (
+        SELECT id, base, 0 FROM version WHERE id = ?
+        UNION ALL SELECT v.id, v.base, depth + 1 FROM version AS v JOIN chain ON v.id = chain.base)
+    SELECT e.path, e.node, e.fingerprint, f.path, t.key FROM chain JOIN entry AS e ON e.version = chain.id
+    LEFT JOIN tensor AS t ON t.fingerprint = e.fingerprint LEFT JOIN file AS f ON f.id = t.file
+    ORDER BY depth DESC
+"""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One line of a manifest: a node as text and, of a tensor, its fingerprint and where it is: file, key in it."""
+
+    node: str
+    fingerprint: str | None
+    file: str | None
+    key: str | None
+
+
+Manifest = dict[str, Stored]
+
+
+class Store:
+    """The files of a registry. Methods with a connection belong into a transaction of the caller's."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def manifest(self, db: Connection, identity: int, title: str) -> Manifest:
+        """Return what a version is made of.
+
+        Raises:
+            RegistryError: the version is gone, or its manifest is not what was written.
+        """
+        row = db.execute("SELECT digest FROM version WHERE id = ?", (identity,)).fetchone()
+        if row is None:
+            raise RegistryError(f"{title} was removed meanwhile")
+        found: Manifest = {}
+        for path, node, fingerprint, file, key in db.execute(_MANIFEST, (identity,)):
+            if node is None:
+                found.pop(path, None)
+            else:
+                found[path] = Stored(node, fingerprint, file, key)
+        if digest({path: (line.node, line.fingerprint) for path, line in found.items()}) != row[0]:
+            raise RegistryError(f"{title}: what the database says about it is not what was written; it is damaged")
+        return found
+
+    def add(self, db: Connection, identity: int, base: Manifest, state: State, prints: Mapping[str, str]) -> None:
+        """Write what a version has and its base has not."""
+        new: dict[str, str] = {}
+        seen: set[str] = set()
+        for name, fingerprint in prints.items():
+            if fingerprint not in seen and not self._is_stored(db, fingerprint):
+                new[name] = fingerprint
+            seen.add(fingerprint)
+        if new:
+            self._write(db, {name: state.tensors[name] for name in new}, new)
+        lines = as_lines(state, prints)
+        changed: list[tuple[int, str, str | None, str | None]] = [
+            (identity, path, *line) for path, line in lines.items() if path not in base or _key(base[path]) != line
+        ]
+        changed += [(identity, path, None, None) for path in base if path not in lines]
+        db.executemany("INSERT INTO entry (version, path, node, fingerprint) VALUES (?, ?, ?, ?)", changed)
+
+    def _is_stored(self, db: Connection, fingerprint: str) -> bool:
+        return db.execute("SELECT 1 FROM tensor WHERE fingerprint = ?", (fingerprint,)).fetchone() is not None
+
+    def _write(self, db: Connection, tensors: Mapping[str, torch.Tensor], prints: Mapping[str, str]) -> None:
+        self.folder.mkdir(exist_ok=True)
+        name = f"{uuid.uuid4().hex}.safetensors"
+        size = write(self.folder / name, KIND, tensors, prints, {})
+        (file,) = db.execute("INSERT INTO file (path, bytes) VALUES (?, ?) RETURNING id", (name, size)).fetchone()
+        db.executemany(
+            "INSERT INTO tensor (fingerprint, file, key) VALUES (?, ?, ?) "
+            "ON CONFLICT (fingerprint) DO UPDATE SET file = excluded.file, key = excluded.key",
+            [(prints[key], file, key) for key in tensors],
+        )
+
+    def read(
+        self, line: Stored, title: str, path: str, files: dict[str, TensorFile], stack: contextlib.ExitStack
+    ) -> torch.Tensor:
+        """Return a tensor, checked. Files stay open in ``files`` until the stack is left.
+
+        Raises:
+            FileNotFoundError: the file has gone, which a caller that asks the database again may survive.
+            RegistryError: the file, or the tensor in it, is damaged.
+        """
+        assert line.file is not None and line.key is not None
+        try:
+            if line.file not in files:
+                files[line.file] = stack.enter_context(TensorFile(self.folder / line.file, KIND))
+            file = files[line.file]
+            if line.key not in file.entries or file.entries[line.key].fingerprint != line.fingerprint:
+                raise FileError(f"{file.path}: tensor {line.key!r} in it is not the one that was written")
+            return file.read(line.key)
+        except FileError as error:
+            raise RegistryError(
+                f"{title}: tensor {path!r} cannot be read: {error}. Versions without this tensor are not affected; "
+                "restore the file from a backup, or add the version again under another number"
+            ) from error
+
+    def remove_leftovers(self, db: Connection) -> int:
+        """Remove the files of writers that died; return their bytes."""
+        if not self.folder.is_dir():
+            return 0
+        known = {path for (path,) in db.execute("SELECT path FROM file")}
+        return sum(self.remove(path.name) for path in self.folder.iterdir() if path.name not in known)
+
+    def remove(self, name: str) -> int:
+        """Remove a file of ours; return its bytes."""
+        path = self.folder / name
+        size = 0
+        if _OURS.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):
+                size = path.stat().st_size
+                path.unlink()
+        return size
+
+    def compact(self, db: Connection) -> tuple[list[str], list[str]]:
+        """Forget the tensors that no version needs, and write files that held some of them anew, without them.
+
+        Returns:
+            The files to remove after the transaction, and complaints about files that were left as they are.
+        """
+        needed = "SELECT fingerprint FROM entry WHERE fingerprint IS NOT NULL"
+        touched = db.execute(
+            f"SELECT DISTINCT f.id, f.path FROM tensor AS t JOIN file AS f ON f.id = t.file "
+            f"WHERE t.fingerprint NOT IN ({needed})"
+        ).fetchall()
+        db.execute(f"DELETE FROM tensor WHERE fingerprint NOT IN ({needed})")
+        gone, complaints = [], []
+        for file, path in touched:
+            rows = db.execute("SELECT key, fingerprint FROM tensor WHERE file = ?", (file,)).fetchall()
+            if rows:
+                try:
+                    with TensorFile(self.folder / path, KIND) as old:
+                        tensors = {key: old.read(key) for key, _ in rows}
+                    self._write(db, tensors, dict(rows))
+                except (FileError, OSError, KeyError) as error:
+                    complaints.append(f"{path} was left as it is: {error}")
+                    continue
+            db.execute("DELETE FROM file WHERE id = ?", (file,))
+            gone.append(path)
+        return gone, complaints
+
+    def sync(self) -> None:
+        """Make removals durable."""
+        if self.folder.is_dir():
+            sync_folder(self.folder)
+
+
+def as_lines(state: State, prints: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """Return a state as lines of a manifest: by path, the node as text and the fingerprint."""
+    return {path: (_text(node), prints.get(path)) for path, node in state.nodes.items()}
+
+
+def digest(lines: Mapping[str, tuple[str, str | None]]) -> str:
+    """Return the digest of a manifest."""
+    return hashlib.sha256(json.dumps(sorted(lines.items())).encode()).hexdigest()
+
+
+def _text(node: Node) -> str:
+    return json.dumps(node, separators=(",", ":"), allow_nan=False)
+
+
+def _key(line: Stored) -> tuple[str, str | None]:
+    return line.node, line.fingerprint
