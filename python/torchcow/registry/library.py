@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from torchcow.prototype import Prototype
 from torchcow.registry import catalog
 from torchcow.registry.database import Database
 from torchcow.registry.shelf import Shelf, Structure, fingerprints
-from torchcow.registry.store import Manifest, Store, as_lines, digest
+from torchcow.registry.store import Manifest, OpenFiles, Store, as_lines, digest
 from torchcow.registry.version import Reference, Version
 from torchcow.state import capture, restore
-from torchcow.tensor_file import TensorFile
 
 
 class Library:
@@ -92,12 +90,11 @@ class Library:
         around = self.shelf.structure(identity, version.name, title, structure)
         nodes = {path: json.loads(line.node) for path, line in manifest.items()}
         prints = _prints(manifest)
-        files: dict[str, TensorFile] = {}
-        with ExitStack() as stack:
+        with OpenFiles(self.store.folder, title) as files:
 
             def read(path: str) -> torch.Tensor:
                 shared = self.shelf.shared(prints[path])
-                return self.store.read(manifest[path], title, path, files, stack) if shared is None else shared
+                return files.read(path, manifest[path]) if shared is None else shared
 
             try:
                 made = restore(around, nodes, read)

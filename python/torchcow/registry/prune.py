@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torchcow.errors import RegistryError
 from torchcow.ledger import memory
 from torchcow.registry import catalog
 from torchcow.registry.version import Reference, Version
@@ -36,6 +38,8 @@ class PruneReport:
 
 def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> PruneReport:
     """Carry out :meth:`Registry.prune`."""
+    if keep < 0:
+        raise RegistryError(f"keep: expected a number of versions, got {keep}")
     library = registry._library
     before = memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
     freed = 0
@@ -107,7 +111,8 @@ def _reasons(
             if (back := catalog.before(db, of, tag)) is not None:
                 stays(at[of, back], f"rollback of {tag}")
     for proxy in list(registry._proxies):
-        stays(catalog.find(db, proxy._target), "proxy")
+        with contextlib.suppress(RegistryError):  # its tag was taken away
+            stays(catalog.find(db, proxy._target), "proxy")
     if not squash:
         for identity in sorted(every, reverse=True):  # children come after their parents
             above = every[identity].parent

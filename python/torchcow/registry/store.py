@@ -111,29 +111,6 @@ class Store:
             [(prints[key], file, key) for key in tensors],
         )
 
-    def read(
-        self, line: Stored, title: str, path: str, files: dict[str, TensorFile], stack: contextlib.ExitStack
-    ) -> torch.Tensor:
-        """Return a tensor, checked. Files stay open in ``files`` until the stack is left.
-
-        Raises:
-            FileNotFoundError: the file has gone, which a caller that asks the database again may survive.
-            RegistryError: the file, or the tensor in it, is damaged.
-        """
-        assert line.file is not None and line.key is not None
-        try:
-            if line.file not in files:
-                files[line.file] = stack.enter_context(TensorFile(self.folder / line.file, KIND))
-            file = files[line.file]
-            if line.key not in file.entries or file.entries[line.key].fingerprint != line.fingerprint:
-                raise FileError(f"{file.path}: tensor {line.key!r} in it is not the one that was written")
-            return file.read(line.key)
-        except FileError as error:
-            raise RegistryError(
-                f"{title}: tensor {path!r} cannot be read: {error}. Versions without this tensor are not affected; "
-                "restore the file from a backup, or add the version again under another number"
-            ) from error
-
     def remove_leftovers(self, db: Connection) -> int:
         """Remove the files of writers that died; return their bytes."""
         if not self.folder.is_dir():
@@ -182,6 +159,37 @@ class Store:
         """Make removals durable."""
         if self.folder.is_dir():
             sync_folder(self.folder)
+
+
+class OpenFiles(contextlib.ExitStack):
+    """The files that a version is read from; each is opened once."""
+
+    def __init__(self, folder: Path, title: str):
+        super().__init__()
+        self._folder = folder
+        self._title = title
+        self._files: dict[str, TensorFile] = {}
+
+    def read(self, path: str, line: Stored) -> torch.Tensor:
+        """Return a tensor, checked.
+
+        Raises:
+            FileNotFoundError: the file has gone, which a caller that asks the database again may survive.
+            RegistryError: the file, or the tensor in it, is damaged.
+        """
+        assert line.file is not None and line.key is not None
+        try:
+            if line.file not in self._files:
+                self._files[line.file] = self.enter_context(TensorFile(self._folder / line.file, KIND))
+            file = self._files[line.file]
+            if line.key not in file.entries or file.entries[line.key].fingerprint != line.fingerprint:
+                raise FileError(f"{file.path}: tensor {line.key!r} in it is not the one that was written")
+            return file.read(line.key)
+        except FileError as error:
+            raise RegistryError(
+                f"{self._title}: tensor {path!r} cannot be read: {error}. Versions without this tensor are not "
+                "affected; restore the file from a backup"
+            ) from error
 
 
 def as_lines(state: State, prints: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
