@@ -224,7 +224,7 @@ class _Capture:
 
 def describe(tensor: torch.Tensor) -> str:
     """Return dtype, shape, bytes and device of a tensor for a message."""
-    if torch.nn.parameter.is_lazy(tensor):
+    if torch.nn.parameter.is_lazy(tensor) or tensor.is_nested:
         return f"a {type(tensor).__qualname__}"
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     try:
