@@ -50,20 +50,21 @@ def restore(structure: Any, nodes: dict[str, Node], read: Read) -> Any:
         (True, False)
     """
     made, actions = _plan(clone(structure), nodes, read)
-    for act in actions:
-        act()
+    while actions:  # they refer to what they are listed in, which would keep the structure alive
+        actions.popleft()()
     return made
 
 
 def check(structure: Any, nodes: dict[str, Node]) -> None:
     """Raise what :func:`restore` would raise if the state did not fit the structure, and change nothing."""
-    _plan(structure, nodes, lambda _: None)
+    _plan(structure, nodes, lambda _: None)[1].clear()
 
 
-def _plan(structure: Any, nodes: dict[str, Node], read: Read) -> tuple[Any, list[Callable[[], object]]]:
+def _plan(structure: Any, nodes: dict[str, Node], read: Read) -> tuple[Any, collections.deque[Callable[[], object]]]:
     work = _Restore(nodes, read)
     made = work.place("", structure)
     if work.problems:
+        work.actions.clear()
         shown = work.problems[:_SHOWN]
         if len(work.problems) > _SHOWN:
             shown.append(f"and {len(work.problems) - _SHOWN} more")
@@ -76,7 +77,7 @@ def _plan(structure: Any, nodes: dict[str, Node], read: Read) -> tuple[Any, list
 class _Restore:
     def __init__(self, nodes: dict[str, Node], read: Read):
         self.problems: list[str] = []
-        self.actions: list[Callable[[], object]] = []
+        self.actions: collections.deque[Callable[[], object]] = collections.deque()
         self._nodes = nodes
         self._read = read
         self._placed: dict[str, Any] = {}
