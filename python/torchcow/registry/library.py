@@ -39,20 +39,26 @@ class Library:
             known = {} if near is None else _prints(self.store.manifest(db, near, name))
         # Reading all tensors takes a while; others may write meanwhile.
         prints = fingerprints(state, None if near is None else self.shelf.get(near), known)
-        with self.database.write() as db:
-            self.store.remove_leftovers(db)
-            above = None if parent is None else catalog.find(db, parent)
-            base = self._base(db, name, parent)
-            old: Manifest = {} if base is None else self.store.manifest(db, base, f"the base of {name}")
-            identity = catalog.insert(db, name, above, metadata, base, digest(as_lines(state, prints)))
-            self.store.add(db, identity, old, state, prints)
-            version = catalog.version(db, identity)
-            for tag in tags:
-                catalog.point(db, name, tag, version.number)
-            version = catalog.version(db, identity)
-        self.shelf.put(identity, prototype, prints)
-        self.shelf.keep_build(identity, prototype, state)
-        return version
+        identity = None
+        try:
+            with self.database.write() as db:
+                self.store.remove_leftovers(db)
+                above = None if parent is None else catalog.find(db, parent)
+                base = self._base(db, name, parent)
+                old: Manifest = {} if base is None else self.store.manifest(db, base, f"the base of {name}")
+                identity = catalog.insert(db, name, above, metadata, base, digest(as_lines(state, prints)))
+                self.store.add(db, identity, old, state, prints)
+                number = catalog.version(db, identity).number
+                for tag in tags:
+                    catalog.point(db, name, tag, number)
+                # Before the commit: from then on other threads ask for it.
+                self.shelf.put(identity, prototype, prints)
+                self.shelf.keep_build(identity, prototype, state)
+                return catalog.version(db, identity)
+        except BaseException:
+            if identity is not None:
+                self.shelf.forget(identity)
+            raise
 
     def _base(self, db: Any, name: str, parent: Reference | None) -> int | None:
         """The version whose manifest a new one is written as a difference to."""
@@ -79,6 +85,11 @@ class Library:
                         f"{version}: the file {gone} is missing, with tensors of this version; restore it from a backup"
                     ) from error
                 gone = error.filename
+            except RegistryError as error:
+                with self.database.read() as db:
+                    if db.execute("SELECT 1 FROM version WHERE id = ?", (identity,)).fetchone() is None:
+                        raise RegistryError(f"{version} was removed meanwhile") from error
+                raise
 
     def _look_up(self, identity: int) -> tuple[Version, Manifest]:
         with self.database.read() as db:
