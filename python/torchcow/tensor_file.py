@@ -167,11 +167,11 @@ class TensorFile:
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         digest = begin(entry.dtype, entry.shape)
-        buffer = bytearray(max(1, min(PIECE, entry.end - entry.begin)))
+        buffer = bytearray(min(PIECE * entry.dtype.itemsize, entry.end - entry.begin))
         view = memoryview(buffer)
         at = entry.begin
         while at < entry.end:
-            piece = view[: min(PIECE, entry.end - at)]
+            piece = view[: entry.end - at]
             self._read_into(piece, at)
             digest.update(piece)
             fill(tensor, at - entry.begin, piece)
