@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torchcow
 from torchcow.errors import RegistryError
-from torchcow.ledger import memory
 from torchcow.registry import catalog
 from torchcow.registry.version import Reference, Version
 
@@ -41,7 +41,7 @@ def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> Prun
     if keep < 0:
         raise RegistryError(f"keep: expected a number of versions, got {keep}")
     library = registry._library
-    before = memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
+    before = torchcow.memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
     freed = 0
     gone: list[str] = []
     complaints: list[str] = []
@@ -72,7 +72,7 @@ def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> Prun
             library.store.remove(path)
         library.store.sync()
     else:
-        freed = before - memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
+        freed = before - torchcow.memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
     return PruneReport(
         removed=tuple(removed.values()),
         bytes=freed,
