@@ -132,6 +132,12 @@ def views():
     return {"a": base[:3], "b": base[2:]}
 
 
+def with_attribute():
+    made = torch.zeros(2)
+    made.scale = torch.ones(1)
+    return made
+
+
 def with_gradient():
     leaf = torch.zeros(2, requires_grad=True)
     leaf.sum().backward()
@@ -160,6 +166,8 @@ REFUSED = {
     "closure": (closure, "code refers to a tensor .* would be lost"),
     "default": (lambda: default, "code refers to a tensor"),
     "hook": (with_hook, "'_forward_hooks': code refers to a tensor"),
+    "builtin": (lambda: Holder(torch.zeros(2).add), r"'inner\.0': code refers to a tensor"),
+    "attribute": (lambda: Holder(with_attribute()), r"'inner\.0': .* attributes with tensors \(scale\)"),
     "set": (lambda: Holder({torch.zeros(1)}), r"'inner\.0': a set"),
     "key": (lambda: {nn.ReLU(): torch.zeros(1)}, "a key of type ReLU"),
     "paths": (lambda: {"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)}, r"'a\.b': two parts"),

@@ -18,6 +18,7 @@ from torchcow.registry.shelf import Shelf, Structure, fingerprints
 from torchcow.registry.store import Manifest, OpenFiles, Store, as_lines, digest
 from torchcow.registry.version import Reference, Version
 from torchcow.state import capture, restore
+from torchcow.state.plain import decode
 
 
 class Library:
@@ -33,6 +34,8 @@ class Library:
         self, name: str, prototype: Prototype, parent: Reference | None, tags: Iterable[str], metadata: str
     ) -> Version:
         """Write a version, and only then say that it is there."""
+        # Of a prototype that was given, the snapshot is written; what it does at each clone is code, and is not.
+        prototype = Prototype(prototype._snapshot, name=name, metadata=decode(json.loads(metadata)))
         state = capture(prototype._snapshot)
         with self.database.read() as db:
             near = self._base(db, name, parent)
@@ -53,7 +56,7 @@ class Library:
                     catalog.point(db, name, tag, number)
                 # Before the commit: from then on other threads ask for it.
                 self.shelf.put(identity, prototype, prints)
-                self.shelf.keep_build(identity, prototype, state)
+                self.shelf.keep(identity, name, prototype, state)
                 return catalog.version(db, identity)
         except BaseException:
             if identity is not None:

@@ -110,6 +110,8 @@ class Registry:
     ) -> Version:
         """Add a version: a snapshot of ``obj`` with the next number of ``name``.
 
+        In a folder, what a given prototype does at each clone (``each``, ``rebuild``) is not written; its snapshot is.
+
         Args:
             name: of printable characters, without ``@`` and ``:``.
             obj: a :class:`Prototype`, or anything that one can be made of.
@@ -141,7 +143,8 @@ class Registry:
         """Return the prototype of a version.
 
         In a folder its tensors are read and checked, unless it is in memory; tensors that another version in memory has
-        as well share its memory. The prototype is held only as long as you hold it.
+        as well share its memory. The prototype is kept in
+        memory only as long as you hold it, but for the latest that was added in this process.
 
         Args:
             version: ``"name"``, ``"name@3"``, ``"name:tag"`` or a :class:`Version`.

@@ -24,7 +24,8 @@ class Shelf:
     """What one process has in memory of a durable registry.
 
     Prototypes are held weakly: one that nobody uses is read again when it is asked for. Of the versions that were added
-    in this process, one is kept for each build (the same parts, and the same functions), for the structure.
+    in this process, the latest of each name is kept, and one for each build (the same parts, and the same functions),
+    for the structure.
     """
 
     def __init__(self, structures: Mapping[str, Structure] | None):
@@ -34,6 +35,7 @@ class Shelf:
         self._tensors: weakref.WeakValueDictionary[str, torch.Tensor] = weakref.WeakValueDictionary()
         self._builds: dict[str, list[tuple[dict[str, Any], Prototype]]] = {}
         self._structures: dict[int, Prototype] = {}
+        self._latest: dict[str, tuple[int, Prototype]] = {}
 
     def get(self, identity: int) -> Prototype | None:
         """Return a prototype that is in memory."""
@@ -48,10 +50,11 @@ class Shelf:
             for name, tensor in tensors.items():
                 self._tensors.setdefault(prints[name], tensor)
 
-    def keep_build(self, identity: int, prototype: Prototype, state: State) -> None:
-        """Keep a version that was added here as the structure of itself and of all that are built alike."""
+    def keep(self, identity: int, name: str, prototype: Prototype, state: State) -> None:
+        """Keep a version that was added here, as the latest, and as the structure of all that are built alike."""
         skeleton = json.dumps(_skeleton(state))
         with self._lock:
+            self._latest[name] = (identity, prototype)
             alike = self._builds.setdefault(skeleton, [])
             for code, known in alike:
                 # By identity: two lambdas have one name.
@@ -89,6 +92,7 @@ class Shelf:
         """Forget a version that was removed."""
         with self._lock:
             self._versions.pop(identity, None)
+            self._latest = {name: kept for name, kept in self._latest.items() if kept[0] != identity}
             kept = self._structures.pop(identity, None)
             if kept is not None and kept not in self._structures.values():
                 for skeleton, alike in list(self._builds.items()):

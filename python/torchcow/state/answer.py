@@ -10,8 +10,9 @@ import torch
 
 from torchcow.errors import StateError
 from torchcow.state import parts
-from torchcow.state.capture import Node, capture, join, label
+from torchcow.state.capture import Node, capture
 from torchcow.state.plain import decode
+from torchcow.state.words import join, label
 
 _CLASSES: dict[str, Callable[[Any], Any]] = {
     "dict": dict,

@@ -6,7 +6,6 @@ import collections
 import itertools
 import sys
 import types
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from torchcow.errors import StateError
 from torchcow.state import parts
 from torchcow.state.plain import NotPlainError, encode
-from torchcow.tensor_file import NAMES
+from torchcow.state.tensors import from_numpy, layout, unfit
+from torchcow.state.words import describe, join, label
 
 Node = dict[str, Any]
 
@@ -63,16 +63,6 @@ def capture(obj: Any) -> State:
     return walk.state
 
 
-def join(path: str, name: object) -> str:
-    """Return the dotted path of a part."""
-    return f"{path}.{name}" if path else str(name)
-
-
-def label(path: str) -> str:
-    """Return a path for a message."""
-    return repr(path) if path else "the object itself"
-
-
 class _Capture:
     def __init__(self) -> None:
         self.state = State()
@@ -104,12 +94,12 @@ class _Capture:
         self._seen[id(value)] = path
         cls = type(value).__qualname__
         if isinstance(value, torch.Tensor):
-            return {"tensor": self._tensor(path, value), "grad": value.requires_grad} | _layout(value)
+            return {"tensor": self._tensor(path, value), "grad": value.requires_grad} | layout(value)
         if isinstance(value, torch.Generator):
             return {"generator": self._tensor(path, value.get_state())}
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray):
-            return {"array": self._tensor(path, _from_numpy(path, value)), "dtype": value.dtype.str}
+            return {"array": self._tensor(path, from_numpy(path, value)), "dtype": value.dtype.str}
         if isinstance(value, torch.nn.Module):
             return {"module": cls} | self._module(path, value)
         if parts.has_state_dict(value):
@@ -183,7 +173,7 @@ class _Capture:
         return found
 
     def _tensor(self, path: str, tensor: torch.Tensor) -> list[Any]:
-        if problem := _unfit(tensor):
+        if problem := unfit(tensor):
             raise StateError(f"{label(path)}: {describe(tensor)} cannot be written down: {problem}")
         self.state.tensors[path] = tensor
         return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
@@ -220,57 +210,3 @@ class _Capture:
                         f"{label(one)} and {label(other)} are views of the same memory, and a file holds each by "
                         "itself; give one of them memory of its own with .clone()"
                     )
-
-
-def describe(tensor: torch.Tensor) -> str:
-    """Return dtype, shape, bytes and device of a tensor for a message."""
-    if torch.nn.parameter.is_lazy(tensor) or tensor.is_nested:
-        return f"a {type(tensor).__qualname__}"
-    shape = "x".join(map(str, tensor.shape)) or "scalar"
-    try:
-        size = f"{tensor.numel() * tensor.element_size()} bytes, "
-    except (RuntimeError, ValueError):
-        size = ""
-    return f"a tensor ({str(tensor.dtype).removeprefix('torch.')}, {shape}, {size}{tensor.device})"
-
-
-def _unfit(tensor: torch.Tensor) -> str | None:
-    checks: Iterable[tuple[Callable[[], bool], str]] = (
-        (lambda: torch.nn.parameter.is_lazy(tensor), "it is not initialized yet"),
-        (lambda: tensor.is_meta, "it is on the meta device and has no content"),
-        (lambda: tensor.is_nested, "it is nested"),
-        (lambda: tensor.layout != torch.strided, f"its layout is {tensor.layout}"),
-        (lambda: tensor.is_quantized, "it is quantized"),
-        (lambda: tensor.dtype not in NAMES, f"safetensors has no dtype {tensor.dtype}"),
-        (
-            lambda: type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__,
-            f"it is a {type(tensor).__qualname__}, which answers for its own operators",
-        ),
-        (
-            lambda: not isinstance(tensor, torch.nn.Parameter) and tensor.is_leaf and tensor.grad is not None,
-            "it has a gradient, which would be lost; set .grad = None",
-        ),
-    )
-    return next((problem for check, problem in checks if check()), None)
-
-
-def _layout(tensor: torch.Tensor) -> Node:
-    """The strides of a tensor that is not in C order, but dense: channels_last or transposed weights."""
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
-        return {}
-    return {"stride": list(tensor.stride())}
-
-
-def _from_numpy(path: str, array: Any) -> torch.Tensor:
-    import numpy as np
-
-    if type(array) is not np.ndarray:
-        raise StateError(f"{label(path)}: a {type(array).__qualname__} cannot be written down; use a plain array")
-    try:
-        # A copy: the array may change, may be read-only, and has strides that torch does not take.
-        return torch.from_numpy(np.array(array, order="C", copy=True))
-    except TypeError:
-        raise StateError(
-            f"{label(path)}: an array of dtype {array.dtype} cannot be written down; torch has no such dtype"
-        ) from None

@@ -120,7 +120,7 @@ def hidden_tensors(value: Any) -> Iterator[torch.Tensor]:
         yield from hidden_tensors(list(value.values()))
     elif isinstance(value, functools.partial):
         yield from hidden_tensors([value.func, value.args, value.keywords])
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, (types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)):
         yield from hidden_tensors(value.__self__)
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +14,13 @@ from torchcow.clone import clone
 from torchcow.errors import StateError
 from torchcow.state import parts
 from torchcow.state.answer import Answer
-from torchcow.state.capture import Node, describe, join, label
+from torchcow.state.capture import Node
+from torchcow.state.leaves import Leaves, Read
 from torchcow.state.plain import NotPlainError, decode, encode
+from torchcow.state.words import describe, join, kind_in, kind_of, label
 
 _MISSING = object()
 _SHOWN = 20
-
-
-Read = Callable[[str], "torch.Tensor | None"]
 
 
 def restore(structure: Any, nodes: dict[str, Node], read: Read) -> Any:
@@ -74,12 +72,10 @@ def _plan(structure: Any, nodes: dict[str, Node], read: Read) -> tuple[Any, coll
     return made, work.actions
 
 
-class _Restore:
+class _Restore(Leaves):
     def __init__(self, nodes: dict[str, Node], read: Read):
-        self.problems: list[str] = []
-        self.actions: collections.deque[Callable[[], object]] = collections.deque()
+        super().__init__(read)
         self._nodes = nodes
-        self._read = read
         self._placed: dict[str, Any] = {}
         self._paths: dict[int, str] = {}
 
@@ -99,11 +95,11 @@ class _Restore:
         if current is _MISSING and kind == "array":
             return self._new_array(path, node)
         if current is _MISSING:
-            self._problem(path, f"is missing in the structure; the saved state has {_what(node)}")
+            self._problem(path, f"is missing in the structure; the saved state has {kind_in(node)}")
             return current
         if kind == "given":
             if parts.given(current) != node["given"]:
-                self._problem(path, f"expected {node['given']}, got {_kind(current)}")
+                self._problem(path, f"expected {node['given']}, got {kind_of(current)}")
             return current
         if id(current) in self._paths:
             self._problem(path, f"is the same object as {label(self._paths[id(current)])} here, not in the saved state")
@@ -113,9 +109,6 @@ class _Restore:
         place: Callable[[str, Node, Any], Any] = getattr(self, f"_{kind}")
         return place(path, node, current)
 
-    def _problem(self, path: str, text: str) -> None:
-        self.problems.append(f"{label(path)} {text}")
-
     def _value(self, path: str, value: Any, current: Any) -> Any:
         if current is _MISSING:
             return value
@@ -124,7 +117,7 @@ class _Restore:
                 return current
         except NotPlainError:
             if parts.given(current) is not None or isinstance(current, torch.nn.Module):
-                self._problem(path, f"expected {value!r:.60}, got {_kind(current)}")
+                self._problem(path, f"expected {value!r:.60}, got {kind_of(current)}")
             for name, tensor in named_tensors(current):
                 self._problem(join(path, name) if name else path, f"{describe(tensor)} is not in the saved state")
             return value
@@ -132,69 +125,6 @@ class _Restore:
             self.actions.append(lambda: _refill(current, value))
             return current
         return value
-
-    def _tensor(self, path: str, node: Node, current: Any) -> Any:
-        wanted = f"a tensor ({node['tensor'][0]}, {'x'.join(map(str, node['tensor'][1])) or 'scalar'})"
-        if not isinstance(current, torch.Tensor):
-            self._problem(path, f"expected {wanted}, got {_kind(current)}")
-        elif current.is_meta or torch.nn.parameter.is_lazy(current):
-            self._problem(path, f"has no memory in the structure: {_kind(current)}")
-        elif [str(current.dtype).removeprefix("torch."), list(current.shape)] != node["tensor"]:
-            self._problem(path, f"expected {wanted}, got {describe(current)}")
-        else:
-            self.actions.append(lambda: self._fill(path, node, current))
-        return current
-
-    def _fill(self, path: str, node: Node, current: torch.Tensor) -> None:
-        value = self._laid_out(path, node, current).to(current.device)
-        if value is not current:
-            # The same tensor object, so that ties, optimizers and hooks keep it; nothing is written to old memory.
-            current.data = value
-        current.requires_grad_(node["grad"])
-
-    def _laid_out(self, path: str, node: Node, current: Any) -> Any:
-        value = self._read(path)
-        if value is None:
-            return current
-        if "stride" not in node:
-            return value.contiguous()
-        if list(value.stride()) != node["stride"]:
-            empty = torch.empty_strided(node["tensor"][1], node["stride"], dtype=value.dtype, device=value.device)
-            value = empty.copy_(value)
-        return value
-
-    def _generator(self, path: str, node: Node, current: Any) -> Any:
-        if not isinstance(current, torch.Generator):
-            self._problem(path, f"expected a torch.Generator, got {_kind(current)}")
-        else:
-
-            def fill() -> None:
-                value = self._read(path)
-                if value is not None:
-                    current.set_state(value)
-
-            self.actions.append(fill)
-        return current
-
-    def _array(self, path: str, node: Node, current: Any) -> Any:
-        wanted = f"an array ({node['dtype']}, {'x'.join(map(str, node['array'][1])) or 'scalar'})"
-        numpy = sys.modules.get("numpy")
-        if numpy is None or not isinstance(current, numpy.ndarray):
-            self._problem(path, f"expected {wanted}, got {_kind(current)}")
-        elif (current.dtype.str, list(current.shape)) != (node["dtype"], node["array"][1]):
-            self._problem(path, f"expected {wanted}, got an array ({current.dtype.str}, {current.shape})")
-        else:
-
-            def fill() -> None:
-                value = self._read(path)
-                if value is not None:
-                    writable = current.flags.writeable
-                    current.flags.writeable = True
-                    current[...] = value.numpy()
-                    current.flags.writeable = writable
-
-            self.actions.append(fill)
-        return current
 
     def _new_array(self, path: str, node: Node) -> Any:
         """An array that a structure which was never fitted does not have yet."""
@@ -267,7 +197,7 @@ class _Restore:
 
     def _method(self, path: str, node: Node, current: Any) -> Any:
         if not isinstance(current, types.MethodType) or current.__func__.__qualname__ != node["method"]:
-            self._problem(path, f"expected the method {node['method']}, got {_kind(current)}")
+            self._problem(path, f"expected the method {node['method']}, got {kind_of(current)}")
         else:
             self.place(join(path, "__self__"), current.__self__)
         return current
@@ -293,7 +223,7 @@ class _Restore:
     def _same_class(self, path: str, wanted: str, current: Any) -> bool:
         if type(current).__qualname__ == wanted:
             return True
-        self._problem(path, f"expected a {wanted}, got {_kind(current)}")
+        self._problem(path, f"expected a {wanted}, got {kind_of(current)}")
         return False
 
     def _extra(self, path: str, values: dict[Any, Any]) -> None:
@@ -318,16 +248,3 @@ def _refill(container: Any, value: Any) -> None:
         container.extend(value)
     else:
         container.update(value)
-
-
-def _kind(current: Any) -> str:
-    if isinstance(current, torch.Tensor):
-        return describe(current)
-    return parts.given(current) or ("None" if current is None else f"a {type(current).__qualname__}")
-
-
-def _what(node: Node) -> str:
-    kind, content = next(iter(node.items()))
-    if kind in ("tensor", "array", "generator"):
-        return f"a tensor ({content[0]}, {'x'.join(map(str, content[1])) or 'scalar'})"
-    return f"{'' if kind == 'given' else 'a '}{content}"
