@@ -6,6 +6,7 @@ a proxy or a split that calls the wrong model, a later write that reaches a vers
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import datetime
 import subprocess
@@ -223,6 +224,9 @@ def test_a_proxy_follows_its_tag(registry):
     with pytest.raises(AttributeError, match="cannot be changed"):
         del served.training
     assert repr(fixed) == "Proxy('m@3')"
+    assert not hasattr(served, "__len__")
+    with pytest.raises(TypeError):
+        copy.deepcopy(served)
     assert "training" in dir(served)
 
 

@@ -90,9 +90,14 @@ class Database:
     def close(self) -> None:
         """Close the connections; a later transaction opens them again."""
         if os.getpid() == self._process:
-            for connection in self._connections.values():
-                connection.close()
-            self._connections.clear()
+            with self._locks["write"], self._locks["read"]:
+                for connection in self._connections.values():
+                    connection.close()
+                self._connections.clear()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -116,7 +121,7 @@ class Database:
         with self._locks[purpose], self._explained():
             connection = self._connection(purpose)
             try:
-                connection.execute(begin)
+                _patiently(connection, begin)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
@@ -130,7 +135,7 @@ class Database:
             import sqlite3
 
             where = ":memory:" if self.path is None else str(self.path)
-            connection = sqlite3.connect(where, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(where, timeout=1.0, isolation_level=None, check_same_thread=False)
             self._connections[key] = connection
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA synchronous = FULL")
@@ -139,17 +144,9 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         if self._is_ours(connection):
             return
-        deadline = time.monotonic() + PATIENCE
-        while True:  # SQLite does not wait here by itself
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                break
-            except Exception as error:
-                if "locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-        connection.execute("BEGIN IMMEDIATE")
+        _patiently(connection, "PRAGMA journal_mode = WAL")
         try:
+            _patiently(connection, "BEGIN IMMEDIATE")
             if not self._is_ours(connection):  # another process may have been faster
                 for statement in SCHEMA.split(";\n"):
                     connection.execute(statement)
@@ -190,3 +187,16 @@ class Database:
             else:
                 text = "the database of the registry cannot be used; nothing was changed"
             raise RegistryError(f"{self.path}: {text} ({error})") from error
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Execute a statement that may have to wait for other processes, in turns that an interrupt can end."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute(statement)
+            return
+        except Exception as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)

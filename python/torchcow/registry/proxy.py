@@ -38,6 +38,9 @@ class Proxy:
         return self._model()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        # Protocols of Python are the proxy's own affair; asking a model for them would copy or pickle it unseen.
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
         return getattr(self._model(), name)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:

@@ -101,10 +101,12 @@ class Store:
         return db.execute("SELECT 1 FROM tensor WHERE fingerprint = ?", (fingerprint,)).fetchone() is not None
 
     def _write(self, db: Connection, tensors: Mapping[str, torch.Tensor], prints: Mapping[str, str]) -> None:
-        self.folder.mkdir(exist_ok=True)
+        if not self.folder.is_dir():
+            self.folder.mkdir(exist_ok=True)
+            sync_folder(self.folder.parent)
         name = f"{uuid.uuid4().hex}.safetensors"
         size = write(self.folder / name, KIND, tensors, prints, {})
-        (file,) = db.execute("INSERT INTO file (path, bytes) VALUES (?, ?) RETURNING id", (name, size)).fetchone()
+        file = db.execute("INSERT INTO file (path, bytes) VALUES (?, ?)", (name, size)).lastrowid
         db.executemany(
             "INSERT INTO tensor (fingerprint, file, key) VALUES (?, ?, ?) "
             "ON CONFLICT (fingerprint) DO UPDATE SET file = excluded.file, key = excluded.key",
