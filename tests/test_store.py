@@ -273,3 +273,40 @@ def test_a_failed_write_adds_nothing(tmp_path, monkeypatch):
     assert str(registry.add("m", model(2))) == "m@2"
     with pytest.raises(StateError, match="'x': a bytearray"):
         registry.add("m", {"x": bytearray(b"a")})
+
+
+def test_versions_take_the_base_and_what_changed(tmp_path):
+    base = nn.Sequential(*(nn.Linear(128, 128) for _ in range(20)))
+    registry = Registry(tmp_path)
+    registry.add("m", base)
+    changed = 0
+    for number in range(1, 30):
+        clone = registry.get("m").clone()
+        layer = clone[number % 20]
+        with torch.no_grad():
+            layer.weight.add_(1)
+            layer.bias.add_(1)
+        changed += layer.weight.nbytes + layer.bias.nbytes
+        registry.add("m", clone, parent=f"m@{number}")
+    registry.close()
+    total = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert total < sum(tensor.nbytes for tensor in base.parameters()) + 1.1 * changed
+
+
+def test_only_get_reads_tensors(tmp_path, monkeypatch):
+    filled(tmp_path)
+
+    def read(*_):
+        raise AssertionError("a file with tensors was opened")
+
+    monkeypatch.setattr("torchcow.registry.store.TensorFile", read)
+    registry = open_registry(tmp_path)
+    registry.versions()
+    registry.lineage("m")
+    registry.fingerprints("m")
+    registry.promote("m@2", "production")
+    registry.promote("m@3", "production")
+    registry.rollback("production")
+    registry.proxy("production")
+    with pytest.raises(AssertionError, match="was opened"):
+        registry.get("m")
