@@ -230,6 +230,14 @@ def test_a_proxy_follows_its_tag(registry):
     assert "training" in dir(served)
 
 
+def test_what_cannot_be_called_is_told(registry):
+    registry.add("parts", {"model": nn.Linear(1, 1)}, tags=["production"])
+    served = registry.proxy("production")
+    with pytest.raises(TypeError, match=r"Proxy\('parts:production'\) serves a dict, which cannot be called"):
+        served(torch.zeros(1))
+    assert list(served.keys()) == ["model"]
+
+
 def test_a_call_ends_with_the_version_it_began_with(registry):
     class Asks(nn.Module):
         def __init__(self, number):

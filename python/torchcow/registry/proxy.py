@@ -35,7 +35,13 @@ class Proxy:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
-        return self._model()(*args, **kwargs)
+        model = self._model()
+        if not callable(model):
+            raise TypeError(
+                f"{self!r} serves a {type(model).__qualname__}, which cannot be called; add the model by itself, or an "
+                "object with __call__"
+            )
+        return model(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         # Protocols of Python are the proxy's own affair; asking a model for them would copy or pickle it unseen.
