@@ -7,12 +7,12 @@ beside the machine and the commit. ``--tiny`` runs each benchmark once on small 
 
 from __future__ import annotations
 
-import gc
 import statistics
-import time
 from collections.abc import Callable
 
 import pytest
+
+from torchcow.cli.turns import Turns
 
 
 def pytest_addoption(parser):
@@ -26,49 +26,22 @@ def tiny(request) -> bool:
 
 @pytest.fixture
 def compare(benchmark, tiny) -> Callable[..., dict[str, float]]:
-    """Time candidates in turn and return their medians in seconds.
-
-    A candidate is a pair: what prepares (not timed), and what is timed with its result. What the timed function
-    returns is dropped before the next call. In its turn a candidate is called once, or again and again until its calls
-    have taken ``turn`` seconds; then the median call counts, and the first one, which finds cold caches, is told
-    beside it.
-    """
+    """Time candidates in turn (see ``Turns``) and return their medians in seconds."""
 
     def run(rounds: int = 15, turn: float = 0.0, **candidates: tuple[Callable, Callable]) -> dict[str, float]:
-        times: dict[str, list[float]] = {name: [] for name in candidates}
-        first: dict[str, list[float]] = {name: [] for name in candidates}
-
-        def one_round():
-            for name, (prepare, act) in candidates.items():
-                calls: list[float] = []
-                prepared = prepare()
-                gc.collect()
-                gc.disable()
-                while True:
-                    begin = time.perf_counter()
-                    result = act(prepared)
-                    calls.append(time.perf_counter() - begin)
-                    del result
-                    if sum(calls) >= turn:
-                        break
-                    prepared = prepare()
-                gc.enable()
-                del prepared
-                times[name].append(statistics.median(calls))
-                first[name].append(calls[0])
-
-        benchmark.pedantic(one_round, rounds=1 if tiny else rounds, warmup_rounds=1)
-        for values in (*times.values(), *first.values()):
+        turns = Turns(candidates, turn)
+        benchmark.pedantic(turns.round, rounds=1 if tiny else rounds, warmup_rounds=1)
+        for values in (*turns.times.values(), *turns.first.values()):
             del values[0]  # of the round that was the warm-up
-        medians = {name: statistics.median(values) for name, values in times.items()}
+        medians = {name: statistics.median(values) for name, values in turns.times.items()}
         benchmark.extra_info["seconds"] = {
             name: {
                 "median": medians[name],
                 "minimum": min(values),
                 "maximum": max(values),
-                "first": statistics.median(first[name]),
+                "first": statistics.median(turns.first[name]),
             }
-            for name, values in times.items()
+            for name, values in turns.times.items()
         }
         return medians
 

@@ -61,12 +61,12 @@ def test_the_same_seed_says_the_same(report: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--variants", "0"], "argument --variants: expected a whole number of at least 1, got '0'"),
-        (["--variants", "many"], "argument --variants: expected a whole number of at least 1, got 'many'"),
-        (["--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
+        (["--variants", "0"], "'--variants': expected a whole number of at least 1, got '0'"),
+        (["--variants", "many"], "'--variants': expected a whole number of at least 1, got 'many'"),
+        (["--device", "tpu"], "'--device': expected cpu or cuda, got 'tpu'"),
         (["--model", "no-such-model"], "unknown model 'no-such-model': expected 'smollm2', 'tiny' or a folder"),
         (["--model", "tests"], "no model in the folder 'tests'"),
-        (["--colour"], "unrecognized arguments: --colour"),
+        (["--colour"], "No such option: --colour"),
     ],
 )
 def test_a_bad_option_is_refused_with_one_line(options: list[str], complaint: str) -> None:

@@ -220,8 +220,9 @@ def test_a_script_is_run_unchanged(tmp_path):
     assert (code, out) == (3, f"True ['{tmp_path}', '3', '--option'] __main__ True"), err
     assert run(str(script), str(tmp_path), "0")[1].startswith("False")
     code, _, err = run("-m", "torchcow", "run", str(tmp_path / "missing.py"))
-    assert code == 1
+    assert code == 2, "as with plain Python"
     assert "missing.py" in err
+    assert err.count("\n") == 1
 
 
 @STARTS_PROCESSES

@@ -2,7 +2,7 @@
 
 In reading order:
 
-- ``torchcow.cli``: the options, the errors, the order of the steps
+- ``torchcow.cli.demo``: the options, the errors, the order of the steps
 - ``models``: where the prototype comes from
 - ``tiny``: a small model defined here, for machines without transformers
 - ``variants``: clone the prototype and write different weights into each clone

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import resource
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import torchcow
+from torchcow.cli.output import console, seconds, size, table
 
 from .models import Prototype
 from .variants import DEEP_COPIES, PROMPT, Spawned
@@ -40,12 +40,14 @@ class Steps:
     """The progress bar: one line per step."""
 
     def __init__(self) -> None:
+        stderr = console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            console=Console(file=sys.stderr),
+            console=stderr,
+            disable=not stderr.is_terminal,
         )
         self._task: TaskID | None = None
         self._total = 1
@@ -75,57 +77,80 @@ class Steps:
 
 def show(findings: Findings) -> bool:
     """Print the report. Returns whether every check passed."""
-    console = Console()
+    out = console()
     model = findings.prototype.model
     count = len(findings.spawned.variants)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    console.print(
+    out.print(
         f"\n[bold]{count} variants of {escape(findings.prototype.name)}[/] ({parameters / 1e6:.1f} M parameters)"
         f" on {findings.prototype.device}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
     )
-    console.print(_time(findings))
-    console.print(_memory(findings))
-    console.print(_text(findings))
-    passed = True
+    out.print(_time(findings))
+    out.print(_memory(findings))
+    out.print(_text(findings))
     for holds, statement in _checks(findings):
-        console.print(f"{'[green]ok    [/]' if holds else '[bold red]WRONG [/]'} {statement}", highlight=False)
-        passed = passed and holds
-    console.print(f"\n{_engine()}\n{_process(findings.prototype)}", highlight=False)
-    return passed
+        out.print(f"{'[good]ok    [/]' if holds else '[bad]WRONG [/]'} {escape(statement)}")
+    out.print(f"\n{_engine()}\n{_process(findings.prototype)}")
+    return all(holds for holds, _ in _checks(findings))
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """The report for programs: times in seconds, memory in bytes, what the models say, and the checks."""
+    prototype, spawned = findings.prototype, findings.spawned
+    checks = _checks(findings)
+    return {
+        "passed": all(holds for holds, _ in checks),
+        "checks": [{"holds": holds, "statement": statement} for holds, statement in checks],
+        "model": prototype.name,
+        "parameters": sum(parameter.numel() for parameter in prototype.model.parameters()),
+        "device": str(prototype.device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "variants": [
+            {"story": variant.story, "changed": sorted(changed)}
+            for variant, changed in zip(spawned.variants, findings.changed, strict=True)
+        ],
+        "seconds": {
+            name: {"median": timing.median, "slowest": timing.slowest, "measured": len(timing.seconds)}
+            for name, timing in (("clone", spawned.clone), ("deepcopy", spawned.deepcopy))
+        },
+        "memory": {"after cloning": asdict(findings.cloned), "after writing": asdict(findings.written)},
+        "prompt": PROMPT,
+        "says": {"base": findings.base_says, "variants": list(findings.says)},
+        "fingerprint": {"before": findings.before, "after": findings.after},
+        "ledger": asdict(torchcow.ledger()),
+        "events": Counter(str(event.way) for event in torchcow.events()),
+        "peak_resident_bytes": _peak_bytes(),
+    }
 
 
 def _time(findings: Findings) -> Table:
-    table = Table(title="Time per copy", title_justify="left")
-    for column in ("", "median", "slowest", "measured"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for name, timing in (
-        ("torchcow.clone", findings.spawned.clone),
-        ("copy.deepcopy", findings.spawned.deepcopy),
-    ):
-        table.add_row(name, _seconds(timing.median), _seconds(timing.slowest), str(len(timing.seconds)))
-    ratio = findings.spawned.deepcopy.median / findings.spawned.clone.median
-    table.add_row("deepcopy / clone", f"{ratio:.1f}", "", "")
-    return table
+    clone, deepcopy = findings.spawned.clone, findings.spawned.deepcopy
+    rows = [
+        [name, seconds(timing.median), seconds(timing.slowest), str(len(timing.seconds))]
+        for name, timing in (("torchcow.clone", clone), ("copy.deepcopy", deepcopy))
+    ]
+    rows.append(["deepcopy / clone", f"{deepcopy.median / clone.median:.1f}", "", ""])
+    return table("Time per copy", ["", "median", "slowest", "measured"], rows)
 
 
 def _memory(findings: Findings) -> Table:
-    table = Table(title="Tensor memory of the base and its variants together", title_justify="left")
-    for column in ("", "unique", "as deep copies", "saved"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for name, memory in (("after cloning", findings.cloned), ("after writing", findings.written)):
-        saved = 1 - memory.unique / memory.logical
-        table.add_row(name, _bytes(memory.unique), _bytes(memory.logical), f"{saved:.1%}")
-    return table
+    rows = [
+        [name, size(memory.unique), size(memory.logical), f"{1 - memory.unique / memory.logical:.1%}"]
+        for name, memory in (("after cloning", findings.cloned), ("after writing", findings.written))
+    ]
+    title = "Tensor memory of the base and its variants together"
+    return table(title, ["", "unique", "as deep copies", "saved"], rows)
 
 
 def _text(findings: Findings) -> Table:
-    table = Table(title=f"'{PROMPT} ...'", title_justify="left", show_lines=True)
-    table.add_column("model", min_width=18)
-    table.add_column("continues")
-    table.add_row("base", escape(_line(findings.base_says)))
+    made = Table(title=f"'{PROMPT} ...'", title_justify="left", show_lines=True)
+    made.add_column("model", min_width=18)
+    made.add_column("continues")
+    made.add_row("base", escape(_line(findings.base_says)))
     for index, text in enumerate(findings.says):
-        table.add_row(escape(f"{index}: {findings.spawned.variants[index].story}"), escape(_line(text)))
-    return table
+        made.add_row(escape(f"{index}: {findings.spawned.variants[index].story}"), escape(_line(text)))
+    return made
 
 
 def _checks(findings: Findings) -> list[tuple[bool, str]]:
@@ -158,30 +183,22 @@ def _engine() -> str:
     ways = Counter(str(event.way) for event in torchcow.events())
     happened = ", ".join(f"{number} {way}" for way, number in sorted(ways.items())) or "none"
     return (
-        f"Ledger: {ledger.blocks} blocks, {ledger.sharers} sharers; {_bytes(ledger.logical_bytes)} logical,"
-        f" {_bytes(ledger.unique_bytes)} unique, {_bytes(ledger.retired_bytes)} retired. Events: {happened}."
+        f"Ledger: {ledger.blocks} blocks, {ledger.sharers} sharers; {size(ledger.logical_bytes)} logical,"
+        f" {size(ledger.unique_bytes)} unique, {size(ledger.retired_bytes)} retired. Events: {happened}."
     )
 
 
 def _process(prototype: Prototype) -> str:
-    # Measured by the operating system, so it is a witness for the engine's own numbers. ru_maxrss is in KiB on Linux.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    text = f"Peak resident memory of this process, with the {DEEP_COPIES} deep copies: {_bytes(peak)}."
+    text = f"Peak resident memory of this process, with the {DEEP_COPIES} deep copies: {size(_peak_bytes())}."
     if prototype.device.type == "cuda":
-        text += f" Peak CUDA memory: {_bytes(torch.cuda.max_memory_allocated())}."
+        text += f" Peak CUDA memory: {size(torch.cuda.max_memory_allocated())}."
     return text
+
+
+def _peak_bytes() -> int:
+    # Measured by the operating system, so it is a witness for the engine's own numbers. ru_maxrss is in KiB on Linux.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def _bytes(number: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return f"{number} B"

@@ -1,0 +1,96 @@
+"""How the commands speak: tables for people, one JSON document for programs, one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.theme import Theme
+
+#: The option that every command with something to report has.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead, for programs.")]
+
+# Blue and vermilion of Okabe and Ito: told apart by all kinds of eyes, readable on light and on dark. What they
+# say stands beside them in words.
+_THEME = Theme({"good": "#0072b2", "weak": "#d55e00", "bad": "bold #d55e00"})
+
+# Rich breaks lines where it believes the terminal ends. A pipe has no end.
+_ENDLESS = 100_000
+
+
+class Mistake(Exception):  # noqa: N818
+    """The user asked for something that cannot be done; the message says in one line what, why, and what to do."""
+
+
+def console(stderr: bool = False) -> Console:
+    """A console: colours and the width of the window in a terminal, plain text of any width elsewhere."""
+    made = Console(stderr=stderr, theme=_THEME, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, theme=_THEME, highlight=False, width=_ENDLESS)
+
+
+def document(value: Any) -> None:
+    """Print ``value`` as the one JSON document of a command; numbers that JSON has no form for become strings."""
+    sys.stdout.write(json.dumps(_portable(value), indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def only_a_document(asked: bool) -> Iterator[None]:
+    """While work is done for a JSON document: what libraries print to stdout goes to stderr."""
+    before = sys.stdout
+    if asked:
+        sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
+    """A table of plain text whose first ``left`` columns are aligned to the left, the others to the right."""
+    made = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def seconds(value: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> seconds(0.00042), seconds(0.25), seconds(75.0)
+        ('0.42 ms', '250.00 ms', '75.00 s')
+    """
+    return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def size(number: float) -> str:
+    """An amount of bytes for people, in powers of 1000.
+
+    Example:
+        >>> size(12), size(1_234_567), size(-2000)
+        ('12 B', '1.23 MB', '-2.00 kB')
+    """
+    for unit, one in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(number) >= one:
+            return f"{number / one:.2f} {unit}"
+    return f"{number:.0f} B"
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _portable(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,118 @@
+"""``python -m torchcow run``: a program under ``torchcow.patch()``, which sees what it would see under plain Python.
+
+Not ``runpy.run_path``: it takes the program's ``__main__`` away when the last line has run, while threads and exit
+handlers may still need it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Annotated, Any
+
+import typer
+
+import torchcow
+from torchcow.cli.output import Mistake
+
+
+def run(
+    program: Annotated[str, typer.Argument(help="A script (or a folder or zip file with one), or with -m a module.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="What the program gets, untouched.")] = None,
+    module: Annotated[bool, typer.Option("-m", help="The program is a module, as for python -m.")] = False,
+) -> int:
+    """Run a program whose deep copies share memory copy-on-write.
+
+    copy.deepcopy is patched in the whole process; nothing in the program needs to change.
+    """
+    torchcow.patch()
+    main = ModuleType("__main__")
+    # A module that is only exec'ed gets the dict of builtins; in a program that was started it is the module.
+    vars(main).update(__builtins__=builtins, __annotations__={}, __cached__=None)
+    sys.argv = ["-m" if module else program, *(arguments or [])]
+    try:
+        code = _module(program, main) if module else _script(program, main)
+    except Mistake:
+        raise
+    except OSError as error:
+        raise Mistake(f"run: cannot read '{program}': {error.strerror}") from error
+    except BaseException as error:
+        return _report(error)
+    sys.modules["__main__"] = main
+    try:
+        exec(code, vars(main))
+    except SystemExit:
+        raise
+    except BaseException as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: BaseException) -> int:
+    """Tell of an exception as the interpreter would: through the program's hook, without our own frames."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback = traceback.tb_next
+    sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _script(program: str, main: ModuleType) -> CodeType:
+    path = Path(program).absolute()
+    if not path.exists():
+        raise Mistake(f"run: there is no file '{program}'; expected a script, or -m and the name of a module")
+    if path.is_dir() or path.suffix in (".zip", ".pyz", ".whl", ".egg"):
+        spec = PathFinder.find_spec("__main__", [program])
+        if spec is None:
+            raise Mistake(f"run: there is no __main__.py in '{program}'; name the script itself")
+        _set_first_path(program)
+        return _code(spec, main)
+    loader: SourcelessFileLoader | SourceFileLoader
+    if path.suffix == ".pyc":
+        loader = SourcelessFileLoader("__main__", str(path))
+        code = loader.get_code("__main__")
+        assert code is not None
+    else:
+        loader = SourceFileLoader("__main__", str(path))
+        code = compile(loader.get_data(str(path)), str(path), "exec", dont_inherit=True)
+    _set_first_path(str(path.resolve().parent))
+    vars(main).update(__file__=str(path), __loader__=loader, __package__=None, __spec__=None)
+    return code
+
+
+def _module(name: str, main: ModuleType) -> CodeType:
+    _set_first_path(str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except (ModuleNotFoundError, ValueError) as error:
+        missing = getattr(error, "name", None)
+        if missing is not None and not f"{name}.".startswith(f"{missing}."):
+            raise  # found, and one of its own imports failed
+        spec = None
+    if spec is None or spec.loader is None:
+        raise Mistake(f"run: there is no module '{name}' that can be run; a script is named without -m")
+    code = _code(spec, main)
+    sys.argv[0] = str(spec.origin)
+    return code
+
+
+def _code(spec: ModuleSpec, main: ModuleType) -> CodeType:
+    loader: Any = spec.loader
+    code: CodeType | None = loader.get_code(spec.name) if hasattr(loader, "get_code") else None
+    if code is None:
+        raise Mistake(f"run: '{spec.name}' has no Python code that could be run")
+    vars(main).update(
+        __file__=spec.origin, __cached__=spec.cached, __loader__=loader, __package__=spec.parent, __spec__=spec
+    )
+    return code
+
+
+def _set_first_path(folder: str) -> None:
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
+        sys.path[0] = folder
