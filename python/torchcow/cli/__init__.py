@@ -16,8 +16,8 @@ try:
     import typer
     from typer.main import get_command
 except ImportError as error:
-    raise SystemExit(
-        f"python -m torchcow: error: the command line needs the package {error.name}: pip install rich typer"
+    raise ImportError(
+        f"the command line needs the package {error.name}: pip install rich typer", name=error.name
     ) from error
 
 from torchcow.cli import bench, demo, doctor, run

@@ -66,11 +66,12 @@ def _script(program: str, main: ModuleType) -> CodeType:
     if not path.exists():
         raise Mistake(f"run: there is no file '{program}'; expected a script, or -m and the name of a module")
     if path.is_dir() or path.suffix in (".zip", ".pyz", ".whl", ".egg"):
-        spec = PathFinder.find_spec("__main__", [program])
-        if spec is None:
+        spec = PathFinder.find_spec("__main__", [str(path)])
+        packed = None if spec is None else _code(spec, main)
+        if packed is None:
             raise Mistake(f"run: there is no __main__.py in '{program}'; name the script itself")
-        _set_first_path(program)
-        return _code(spec, main)
+        _set_first_path(str(path))
+        return packed
     loader: SourcelessFileLoader | SourceFileLoader
     if path.suffix == ".pyc":
         loader = SourcelessFileLoader("__main__", str(path))
@@ -95,18 +96,17 @@ def _module(name: str, main: ModuleType) -> CodeType:
         if missing is not None and not f"{name}.".startswith(f"{missing}."):
             raise  # found, and one of its own imports failed
         spec = None
-    if spec is None or spec.loader is None:
+    code = None if spec is None else _code(spec, main)
+    if spec is None or code is None:
         raise Mistake(f"run: there is no module '{name}' that can be run; a script is named without -m")
-    code = _code(spec, main)
     sys.argv[0] = str(spec.origin)
     return code
 
 
-def _code(spec: ModuleSpec, main: ModuleType) -> CodeType:
+def _code(spec: ModuleSpec, main: ModuleType) -> CodeType | None:
+    """The code of a module, and its names in ``main``; None for extension modules and namespaces, which have none."""
     loader: Any = spec.loader
     code: CodeType | None = loader.get_code(spec.name) if hasattr(loader, "get_code") else None
-    if code is None:
-        raise Mistake(f"run: '{spec.name}' has no Python code that could be run")
     vars(main).update(
         __file__=spec.origin, __cached__=spec.cached, __loader__=loader, __package__=spec.parent, __spec__=spec
     )
