@@ -7,6 +7,7 @@ code that is lost; frames of ours in the program's traceback.
 from __future__ import annotations
 
 import json
+import py_compile
 import subprocess
 import sys
 import zipfile
@@ -50,6 +51,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "link.py").symlink_to(tmp_path / "package" / "part.py")
     with zipfile.ZipFile(tmp_path / "program.zip", "w") as archive:
         archive.writestr("__main__.py", WHAT_IT_SEES)
+    (tmp_path / "program").write_bytes((tmp_path / "program.zip").read_bytes())
+    py_compile.compile(str(tmp_path / "package" / "part.py"), str(tmp_path / "compiled.pyc"))
     return tmp_path
 
 
@@ -65,6 +68,8 @@ def python(*arguments, flags=()):
         ["link.py"],
         ["package"],
         ["program.zip", "1"],
+        ["program"],
+        ["compiled.pyc"],
         ["-m", "package", "--help", "-m"],
         ["-m", "package.part", "x"],
     ],
@@ -135,6 +140,8 @@ def in_process(folder, monkeypatch):
         (["-m", "no_such_module"], "there is no module 'no_such_module' that can be run"),
         (["-m", "no_such_package.part"], "there is no module 'no_such_package.part' that can be run"),
         (["-m", "json.decoder.part"], "there is no module 'json.decoder.part' that can be run"),
+        (["-m", ".part"], "there is no module '.part' that can be run"),
+        (["-m", ""], "there is no module '' that can be run"),
         (["-m", "xml"], "there is no module 'xml' that can be run"),
         (["-m", "math"], "there is no module 'math' that can be run"),
         (["empty"], "there is no __main__.py in 'empty'"),
@@ -155,13 +162,29 @@ def test_no_such_program_is_one_line_and_code_2(arguments, word, in_process, cap
     assert word in told.err and told.err.count("\n") == 1 and told.out == ""
 
 
-def test_a_package_that_fails_to_import_is_the_programs_own_error(in_process, capsys, monkeypatch):
-    (in_process / "breaks").mkdir()
-    (in_process / "breaks" / "__init__.py").write_text("import a_module_that_is_missing")
-    assert main(["run", "-m", "breaks.part"]) == 1
-    told = capsys.readouterr().err
-    assert "ModuleNotFoundError: No module named 'a_module_that_is_missing'" in told
-    assert "Traceback" in told and "cli/run.py" not in told
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("import a_missing_module", "ModuleNotFoundError: No module named 'a_missing_module'"),
+        ("open('a missing file')", "FileNotFoundError: [Errno 2] No such file or directory: 'a missing file'"),
+        ("raise ValueError(3)", "ValueError: 3"),
+    ],
+)
+def test_a_package_that_fails_to_import_is_the_programs_own_error(source, told, in_process, capsys):
+    name = f"breaks{len(source)}"  # each has a name of its own, as finders remember folders
+    (in_process / name).mkdir()
+    (in_process / name / "__init__.py").write_text(source)
+    assert main(["run", "-m", f"{name}.part"]) == 1
+    err = capsys.readouterr().err
+    assert told in err and "Traceback" in err and "cli/run.py" not in err
+
+
+def test_a_package_that_exits_while_it_is_imported_exits(in_process):
+    (in_process / "leaves").mkdir()
+    (in_process / "leaves" / "__init__.py").write_text("raise SystemExit(9)")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "-m", "leaves.part"])
+    assert ended.value.code == 9
 
 
 def test_arguments_come_through_and_the_code_of_the_program_is_kept(in_process, capsys):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import pkgutil
 import sys
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
@@ -36,10 +37,8 @@ def run(
     sys.argv = ["-m" if module else program, *(arguments or [])]
     try:
         code = _module(program, main) if module else _script(program, main)
-    except Mistake:
+    except (Mistake, SystemExit):
         raise
-    except OSError as error:
-        raise Mistake(f"run: cannot read '{program}': {error.strerror}") from error
     except BaseException as error:
         return _report(error)
     sys.modules["__main__"] = main
@@ -65,21 +64,20 @@ def _script(program: str, main: ModuleType) -> CodeType:
     path = Path(program).absolute()
     if not path.exists():
         raise Mistake(f"run: there is no file '{program}'; expected a script, or -m and the name of a module")
-    if path.is_dir() or path.suffix in (".zip", ".pyz", ".whl", ".egg"):
+    if pkgutil.get_importer(str(path)) is not None:  # a folder or a zip file
         spec = PathFinder.find_spec("__main__", [str(path)])
         packed = None if spec is None else _code(spec, main)
         if packed is None:
             raise Mistake(f"run: there is no __main__.py in '{program}'; name the script itself")
         _set_first_path(str(path))
         return packed
-    loader: SourcelessFileLoader | SourceFileLoader
-    if path.suffix == ".pyc":
-        loader = SourcelessFileLoader("__main__", str(path))
-        code = loader.get_code("__main__")
-        assert code is not None
-    else:
-        loader = SourceFileLoader("__main__", str(path))
-        code = compile(loader.get_data(str(path)), str(path), "exec", dont_inherit=True)
+    compiled = path.suffix == ".pyc"
+    loader: Any = (SourcelessFileLoader if compiled else SourceFileLoader)("__main__", str(path))
+    try:
+        source = loader.get_data(str(path))
+    except OSError as error:
+        raise Mistake(f"run: cannot read '{program}': {error.strerror}") from error
+    code: CodeType = loader.get_code("__main__") if compiled else compile(source, str(path), "exec", dont_inherit=True)
     _set_first_path(str(path.resolve().parent))
     vars(main).update(__file__=str(path), __loader__=loader, __package__=None, __spec__=None)
     return code
@@ -88,12 +86,11 @@ def _script(program: str, main: ModuleType) -> CodeType:
 def _module(name: str, main: ModuleType) -> CodeType:
     _set_first_path(str(Path.cwd()))
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if all(name.split(".")) else None
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{name}.__main__")
-    except (ModuleNotFoundError, ValueError) as error:
-        missing = getattr(error, "name", None)
-        if missing is not None and not f"{name}.".startswith(f"{missing}."):
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
             raise  # found, and one of its own imports failed
         spec = None
     code = None if spec is None else _code(spec, main)
