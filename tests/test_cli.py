@@ -6,6 +6,7 @@ colours or broken lines in a pipe.
 
 from __future__ import annotations
 
+import doctest
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("typer")
 
 from _oracle import STARTS_PROCESSES
-from torchcow.cli import app, bench, demo, doctor, get_command, main, output
+from torchcow.cli import app, bench, demo, doctor, get_command, main, output, turns
 from torchcow.cli.checks import Finding
 from torchcow.cli.turns import Turns
 
@@ -167,15 +168,21 @@ def test_bench_compares_and_sees_a_clone_that_is_not_isolated(monkeypatch, capsy
 
 def test_candidates_take_turns_and_each_turn_has_its_length():
     order = []
-    turns = Turns({name: (lambda: None, lambda _, name=name: order.append(name)) for name in "ab"})
-    turns.round()
-    turns.round()
+    timed = Turns({name: (lambda: None, lambda _, name=name: order.append(name)) for name in "ab"})
+    timed.round()
+    timed.round()
     assert order == ["a", "b", "a", "b"]
-    assert len(turns.ratios("a", "b")) == 2
-    turns.forget()
-    turns._turn = 0.001
-    turns.round()
-    assert len(order) > 8 and len(turns.times["a"]) == 1
+    assert len(timed.ratios("a", "b")) == 2
+    timed.forget()
+    timed._turn = 0.001
+    timed.round()
+    assert len(order) > 8 and len(timed.times["a"]) == 1
+
+
+@pytest.mark.parametrize("module", [output, turns])
+def test_examples(module):
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
 
 
 @STARTS_PROCESSES

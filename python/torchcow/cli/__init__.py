@@ -1,8 +1,8 @@
 """The command line: ``python -m torchcow COMMAND``.
 
-One file per command: ``demo``, ``run``, ``bench``, ``doctor`` (its ``checks`` beside it), ``registry``. ``output`` says
-how results and mistakes are told. Exit codes: 0; 1 when a command found something wrong; 2 for a mistake of the user;
-130 when interrupted.
+One file per command: ``demo``, ``run``, ``bench``, ``doctor`` (beside it ``checks`` and ``selftest``); ``registry`` is
+a group of several. ``output`` says how results and mistakes are told. Exit codes: 0; 1 when a command found something
+wrong; 2 for a mistake of the user; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ except ImportError as error:
         f"the command line needs the package {error.name}: pip install rich typer", name=error.name
     ) from error
 
-from torchcow.cli import bench, demo, doctor, run
+from torchcow.cli import bench, demo, doctor, registry, run
 from torchcow.cli.output import Mistake
 
 PROGRAM = "python -m torchcow"
 
 app = typer.Typer(
     add_completion=False,
-    rich_markup_mode="rich" if sys.stdout.isatty() else None,
+    rich_markup_mode=None,  # help is plain: the yellow of typer's cannot be read on a light background
     subcommand_metavar="COMMAND [ARGUMENTS]...",
 )
 app.command()(demo.demo)
 app.command(context_settings={"allow_interspersed_args": False})(run.run)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
+app.add_typer(registry.app, name="registry")
 
 
 @app.callback(invoke_without_command=True)
@@ -48,7 +49,7 @@ def start(
         print(torchcow.__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        raise Mistake(f"a COMMAND is missing; {PROGRAM} --help lists them")
+        raise Mistake("", f"a COMMAND is missing; {PROGRAM} --help lists them")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Mistake as mistake:
-        return _refuse(PROGRAM, str(mistake))
+        return _refuse(f"{PROGRAM} {mistake.command}".rstrip(), str(mistake), mistake.code)
     except Exception as error:
         # Complaints about the arguments. Their class belongs to click, which newer releases of typer carry inside.
         if not hasattr(error, "format_message"):
@@ -72,6 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _refuse(command: str, message: str) -> int:
+def _refuse(command: str, message: str, code: int = 2) -> int:
     print(f"{command}: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code

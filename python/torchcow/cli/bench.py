@@ -18,7 +18,7 @@ from torchcow.cli.turns import Candidate, Turns
 if TYPE_CHECKING:
     from torch import nn
 
-TURN = 0.02  # seconds
+TURN = 0.1  # seconds; long enough that a call that the system interrupts is one among others
 
 
 def bench(
@@ -36,7 +36,7 @@ def bench(
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise Mistake(f"bench: --device cuda: torch {torch.__version__} sees no CUDA device here; use --device cpu")
+        raise Mistake("bench", f"--device cuda: torch {torch.__version__} sees no CUDA device here; use --device cpu")
     progress = console(stderr=True)
     results = {}
     for name, build in MODELS.items():
@@ -245,7 +245,7 @@ def _show(report: dict[str, Any]) -> None:
             ]
         )
     columns = ["model", "", "deepcopy", "clone", "clone, cold", "deepcopy / clone", "middle half"]
-    out.print(table("Time, median of the rounds", columns, rows, left=2))
+    out.print(table("Time, median of the rounds", columns, rows, left={""}))
     title = f"Tensor memory of a model and {report['models']['transformer']['memory']['variants']} variants"
     columns = ["model", "as deep copies", "cloned", "one write each", "measured: cloning", "measured: writing"]
     out.print(table(title, columns, memory))

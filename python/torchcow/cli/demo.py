@@ -23,14 +23,23 @@ Device = Annotated[str, typer.Option(parser=_device, metavar="[cpu|cuda]", help=
 
 
 def count(text: str | int) -> int:
-    """The value of an option that counts something."""
+    """The value of an option that counts what there has to be."""
+    return _at_least(1, text)
+
+
+def number(text: str | int) -> int:
+    """The value of an option that counts what there need not be."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str | int) -> int:
     try:
-        number = int(text)
+        value = int(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise typer.BadParameter(f"expected a whole number of at least 1, got '{text}'")
-    return number
+        value = least - 1
+    if value < least:
+        raise typer.BadParameter(f"expected a whole number of at least {least}, got '{text}'")
+    return value
 
 
 def demo(
@@ -58,7 +67,7 @@ def demo(
         with only_a_document(json):
             findings = _find_out(variants, device, model, seed)
     except DemoError as error:
-        raise Mistake(f"demo: {error}") from error
+        raise Mistake("demo", str(error)) from error
     if json:
         told = report.document(findings)
         document(told)

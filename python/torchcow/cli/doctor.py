@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
+from rich.table import Table
 
 from torchcow.cli.output import Json, console, document
 
@@ -39,13 +40,14 @@ def _worst(findings: list[Finding]) -> str:
 
 def _show(findings: list[Finding]) -> None:
     out = console()
-    width = max(len(finding.topic) for finding in findings)
+    lines = Table.grid(padding=(0, 2))
     for finding in findings:
-        style = STYLES[finding.state]
-        out.print(f"[{style}]{finding.state:8}[/]  {finding.topic:{width}}  {escape(finding.found)}")
-        for word, text in (("why", finding.why), ("remedy", finding.remedy)):
-            if text:
-                out.print(f"{'':8}  {word:>{width}}  {escape(text)}")
+        state = f"[{STYLES[finding.state]}]{finding.state}[/]"
+        lines.add_row(state, finding.topic, escape(finding.found))
+        for word, told in (("why", finding.why), ("remedy", finding.remedy)):
+            if told:
+                lines.add_row("", f"  {word}", escape(told))
+    out.print(lines)
     counts = Counter(finding.state for finding in findings)
     told = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
     out.print(f"\n{told}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -27,7 +27,15 @@ _ENDLESS = 100_000
 
 
 class Mistake(Exception):  # noqa: N818
-    """The user asked for something that cannot be done; the message says in one line what, why, and what to do."""
+    """What ``command`` was asked for cannot be done; the message says in one line what, why, and what to do.
+
+    ``code`` is the exit code: 2 where the user asked for what is not there, 1 where something is broken.
+    """
+
+    def __init__(self, command: str, message: str, code: int = 2):
+        super().__init__(message)
+        self.command = command
+        self.code = code
 
 
 def console(stderr: bool = False) -> Console:
@@ -37,7 +45,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def document(value: Any) -> None:
-    """Print ``value`` as the one JSON document of a command; numbers that JSON has no form for become strings."""
+    """Print ``value`` as the one JSON document of a command; what JSON has no form for becomes a string."""
     sys.stdout.write(json.dumps(_portable(value), indent=2, allow_nan=False) + "\n")
 
 
@@ -53,11 +61,13 @@ def only_a_document(asked: bool) -> Iterator[None]:
         sys.stdout = before
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Table:
-    """A table of plain text whose first ``left`` columns are aligned to the left, the others to the right."""
+def table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str] = ()
+) -> Table:
+    """A table of plain text; the first column and those in ``left`` are aligned to the left, others to the right."""
     made = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index < left else "right", overflow="fold")
+        made.add_column(column, justify="left" if index == 0 or column in left else "right", overflow="fold")
     for row in rows:
         made.add_row(*(escape(cell) for cell in row))
     return made
@@ -91,6 +101,8 @@ def _portable(value: Any) -> Any:
         return {str(key): _portable(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_portable(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    if isinstance(value, (set, frozenset)):
+        return sorted((_portable(one) for one in value), key=str)
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)

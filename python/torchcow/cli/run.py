@@ -63,12 +63,12 @@ def _report(error: BaseException) -> int:
 def _script(program: str, main: ModuleType) -> CodeType:
     path = Path(program).absolute()
     if not path.exists():
-        raise Mistake(f"run: there is no file '{program}'; expected a script, or -m and the name of a module")
+        raise Mistake("run", f"there is no file '{program}'; expected a script, or -m and the name of a module")
     if pkgutil.get_importer(str(path)) is not None:  # a folder or a zip file
         spec = PathFinder.find_spec("__main__", [str(path)])
         packed = None if spec is None else _code(spec, main)
         if packed is None:
-            raise Mistake(f"run: there is no __main__.py in '{program}'; name the script itself")
+            raise Mistake("run", f"there is no __main__.py in '{program}'; name the script itself")
         _set_first_path(str(path))
         return packed
     compiled = path.suffix == ".pyc"
@@ -76,7 +76,7 @@ def _script(program: str, main: ModuleType) -> CodeType:
     try:
         source = loader.get_data(str(path))
     except OSError as error:
-        raise Mistake(f"run: cannot read '{program}': {error.strerror}") from error
+        raise Mistake("run", f"cannot read '{program}': {error.strerror}") from error
     code: CodeType = loader.get_code("__main__") if compiled else compile(source, str(path), "exec", dont_inherit=True)
     _set_first_path(str(path.resolve().parent))
     vars(main).update(__file__=str(path), __loader__=loader, __package__=None, __spec__=None)
@@ -95,7 +95,7 @@ def _module(name: str, main: ModuleType) -> CodeType:
         spec = None
     code = None if spec is None else _code(spec, main)
     if spec is None or code is None:
-        raise Mistake(f"run: there is no module '{name}' that can be run; a script is named without -m")
+        raise Mistake("run", f"there is no module '{name}' that can be run; a script is named without -m")
     sys.argv[0] = str(spec.origin)
     return code
 

@@ -1,0 +1,112 @@
+"""The commands that change something: ``promote``, ``rollback`` and ``prune``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from torchcow.cli.demo import number
+from torchcow.cli.output import Json, console, document, size, table
+from torchcow.cli.registry.opening import Folder, VersionText, opened
+
+if TYPE_CHECKING:
+    from torchcow import Registry
+    from torchcow.registry import Version
+
+
+def promote(
+    version: VersionText,
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="'production', for instance.")],
+    path: Folder = None,
+    json: Json = False,
+) -> None:
+    """Move a tag to a version, or make the tag."""
+    with opened(path) as registry:
+        name = registry.version(version).name
+        at = registry.tags(name).get(tag)
+        before = None if at is None else str(at)
+        after = registry.promote(version, tag)
+    _moved(tag, before, after, json)
+
+
+def rollback(
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="'production' (if one name only has it) or 'name:tag'.")],
+    path: Folder = None,
+    json: Json = False,
+) -> None:
+    """Move a tag back to where it was before."""
+    with opened(path) as registry:
+        history = registry.history(tag)
+        after = registry.rollback(tag)
+    before = next((one.version for one in history[::-1] if one.rolled_back is None), None)
+    _moved(tag.split(":")[-1], before, after, json)
+
+
+def _moved(tag: str, before: str | None, after: Version, json: bool) -> None:
+    if json:
+        document({"tag": f"{after.name}:{tag}", "before": before, "now": str(after)})
+    else:
+        was = "it is new" if before is None else f"it was at {before}"
+        console().print(f"{escape(after.name)}:{escape(tag)} is at [bold]{escape(str(after))}[/]; {escape(was)}")
+
+
+def prune(
+    keep: Annotated[int, typer.Option(parser=number, metavar="N", help="How many of the latest versions stay.")] = 0,
+    name: Annotated[str | None, typer.Option(help="Look at this name only.")] = None,
+    squash: Annotated[
+        bool, typer.Option("--squash", help="Also remove versions of which only children are left.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this, only say what would be done.")] = False,
+    path: Folder = None,
+    json: Json = False,
+) -> int:
+    """Remove the versions that nothing needs.
+
+    A version stays while it is the latest, a tag or a rollback leads to it, or another that stays was made from it.
+    Without --yes nothing is removed, and what would be is told. Exit code 1 if a file is damaged.
+    """
+    with opened(path) as registry:
+        told = {"done": yes, **(_prune if yes else _plan)(registry, keep, name, squash)}
+    if json:
+        document(told)
+    else:
+        columns = ["version", "stays because"]
+        cells = [[version, "; ".join(reasons)] for version, reasons in told["kept"].items()]
+        console().print(table(None, columns, cells, left=columns) if cells else "the registry is empty")
+        gone = ", ".join(told["removed"]) or "nothing"
+        if yes:
+            console().print(f"removed: {escape(gone)}; {size(told['bytes'])} given back")
+        else:
+            console().print(f"would be removed: {escape(gone)} (--yes does it)")
+        for complaint in told["complaints"]:
+            console().print(f"[bad]damaged[/] {escape(complaint)}")
+    return 1 if told["complaints"] else 0
+
+
+def _prune(registry: Registry, keep: int, name: str | None, squash: bool) -> dict[str, Any]:
+    report = registry.prune(keep, name=name, squash=squash)
+    return {
+        "removed": [str(version) for version in report.removed],
+        "kept": report.kept,
+        "bytes": report.bytes,
+        "complaints": list(report.complaints),
+    }
+
+
+def _plan(registry: Registry, keep: int, name: str | None, squash: bool) -> dict[str, Any]:
+    from torchcow.registry import catalog
+    from torchcow.registry.prune import _reasons
+    from torchcow.registry.version import Reference
+
+    with registry._database.read() as db:
+        every = catalog.versions(db)
+        if name is not None:
+            catalog.find(db, Reference(name))
+        reasons = _reasons(registry, db, every, keep, name, squash)
+    return {
+        "removed": [str(version) for identity, version in every.items() if identity not in reasons],
+        "kept": {str(every[identity]): why for identity, why in sorted(reasons.items())},
+        "complaints": [],
+    }
