@@ -143,8 +143,8 @@ def test_threads(monkeypatch):
 
 
 def test_memory(monkeypatch):
-    assert checks._free_memory() > 0
-    monkeypatch.setattr(checks, "_free_memory", lambda: 10**8)
+    assert finding(checks.memory).found
+    monkeypatch.setattr("torchcow.headroom", lambda: 10**8)
     assert complains(finding(checks.memory), "degraded", "100.00 MB available")
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from torchcow._table import size
 from torchcow.cli.demo import Device, count
-from torchcow.cli.output import Json, Mistake, console, document, seconds, size, table
+from torchcow.cli.output import Json, Mistake, console, document, seconds, table
 from torchcow.cli.turns import Candidate, Turns
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 
 import torchcow
 from torchcow._native import _C
-from torchcow.cli.output import size
+from torchcow._table import size
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 LITTLE_MEMORY = 10**9  # bytes
@@ -138,7 +138,7 @@ def threads() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """Room for first writes, which allocate."""
-    free, limits = _free_memory(), []
+    free, limits = torchcow.headroom(), []
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(f"address space limited to {size(soft)}")
@@ -211,20 +211,3 @@ def _chosen(file: Path) -> str | None:
     except OSError:
         return None
     return text[text.find("[") + 1 : text.find("]")] if "[" in text else text.strip() or None
-
-
-def _free_memory() -> int:
-    """Bytes that this process can still get: of the machine, or of its control group where that has less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        group = Path("/sys/fs/cgroup")
-        try:
-            free = min(free, int((group / limit).read_text()) - int((group / used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return max(free, 0)

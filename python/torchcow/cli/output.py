@@ -83,19 +83,6 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.2f} ms" if value < 1 else f"{value:.2f} s"
 
 
-def size(number: float) -> str:
-    """An amount of bytes for people, in powers of 1000.
-
-    Example:
-        >>> size(12), size(1_234_567), size(-2000)
-        ('12 B', '1.23 MB', '-2.00 kB')
-    """
-    for unit, one in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if abs(number) >= one:
-            return f"{number / one:.2f} {unit}"
-    return f"{number:.0f} B"
-
-
 def _portable(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _portable(one) for key, one in value.items()}

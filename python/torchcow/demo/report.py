@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 import torchcow
-from torchcow.cli.output import console, seconds, size, table
+from torchcow._table import size
+from torchcow.cli.output import console, seconds, table
 
 from .models import Prototype
 from .variants import DEEP_COPIES, PROMPT, Spawned
@@ -114,7 +115,10 @@ def document(findings: Findings) -> dict[str, Any]:
             name: {"median": timing.median, "slowest": timing.slowest, "measured": len(timing.seconds)}
             for name, timing in (("clone", spawned.clone), ("deepcopy", spawned.deepcopy))
         },
-        "memory": {"after cloning": asdict(findings.cloned), "after writing": asdict(findings.written)},
+        "memory": {
+            moment: {name: getattr(memory, name) for name in ("logical", "unique", "private", "shared", "fair_share")}
+            for moment, memory in (("after cloning", findings.cloned), ("after writing", findings.written))
+        },
         "prompt": PROMPT,
         "says": {"base": findings.base_says, "variants": list(findings.says)},
         "fingerprint": {"before": findings.before, "after": findings.after},

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchcow.cli.output import Json, console, document, size, table
+from torchcow._table import size
+from torchcow.cli.output import Json, console, document, table
 from torchcow.cli.registry.opening import Folder, VersionText, date, describe, opened
 
 

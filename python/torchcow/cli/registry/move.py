@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from torchcow._table import size
 from torchcow.cli.demo import number
-from torchcow.cli.output import Json, console, document, size, table
+from torchcow.cli.output import Json, console, document, table
 from torchcow.cli.registry.opening import Folder, VersionText, opened
 
 if TYPE_CHECKING:
