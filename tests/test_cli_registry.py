@@ -15,10 +15,9 @@ from torch import nn
 
 pytest.importorskip("typer")
 
-from torchcow.registry.store import OpenFiles
-
 import torchcow
 from torchcow.cli import main
+from torchcow.registry.store import OpenFiles
 
 
 @pytest.fixture
