@@ -3,7 +3,9 @@
 from torchcow.budget import Reservation, headroom, reserve, worst_case
 from torchcow.clone import clone
 from torchcow.components import CloneError
+from torchcow.delta import load_delta, save_delta
 from torchcow.diff import Diff, TensorDiff, diff
+from torchcow.errors import FileError, RegistryError, StateError
 from torchcow.explain import Explanation, Unshared, explain
 from torchcow.ledger import Event, Ledger, events, is_shared, ledger
 from torchcow.materialize import materialize
@@ -11,6 +13,7 @@ from torchcow.memory import Memory, memory
 from torchcow.parts import PathError
 from torchcow.patch import Patch, deepcopy, patch
 from torchcow.prototype import Prototype
+from torchcow.registry import Registry, Version
 from torchcow.reshare import Reshared, reshare
 from torchcow.trace import Callback, Materialization, Trace, on_materialize, trace
 
@@ -22,17 +25,22 @@ __all__ = [
     "Diff",
     "Event",
     "Explanation",
+    "FileError",
     "Ledger",
     "Materialization",
     "Memory",
     "Patch",
     "PathError",
     "Prototype",
+    "Registry",
+    "RegistryError",
     "Reservation",
     "Reshared",
+    "StateError",
     "TensorDiff",
     "Trace",
     "Unshared",
+    "Version",
     "clone",
     "deepcopy",
     "diff",
@@ -48,6 +56,7 @@ __all__ = [
     "patch",
     "reserve",
     "reshare",
+    "save_delta",
     "trace",
     "worst_case",
 ]
