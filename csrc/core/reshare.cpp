@@ -40,7 +40,8 @@ bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const 
   }
   Block& left = *old->block;
   Block& block = *new_clone->block;
-  auto sharer = std::make_unique<Sharer>(Sharer{&block, new_clone->offset, new_clone->bytes, &joiner, here});
+  const auto home = old->home;
+  auto sharer = std::make_unique<Sharer>(Sharer{&block, new_clone->offset, new_clone->bytes, &joiner, home});
   sharer->reserve = old->reserve;
   Leavers leaver{{WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&joiner))}};
   // Nothing after this point can fail.
@@ -49,10 +50,11 @@ bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const 
   ++state.sharer_count;
   leave(*old, std::move(leaver), garbage);
   lock.unlock();
-  if (here) {
-    // Both blocks live as long as the clones: what is queued still reads the old one, what comes reads the new one.
-    record_stream(left, *here);
-    record_stream(block, *here);
+  // Both blocks live as long as the clones: what is queued still reads the old one, what comes reads the new one.
+  for (const auto& stream : {here, home}) {
+    if (!stream) continue;
+    record_stream(left, *stream);
+    record_stream(block, *stream);
   }
   return true;
 }

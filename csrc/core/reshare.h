@@ -11,7 +11,8 @@
 /// The storage moves as in a first write: pointers into the memory that it leaves stay valid as long as anybody may
 /// read through them (retire.h), and its next write is noticed as before.
 ///
-/// Threads: any. Streams: the storage may be read on the current stream from now on.
+/// Threads: any. Streams: the caller has waited for the device, so that what was compared is what is there. From now on
+/// the storage may be read on the current stream, and where it is at home.
 
 namespace torchcow {
 

@@ -31,7 +31,7 @@ def reshare(*objs: Any) -> Reshared:
     Undoes what accidental writes, rollbacks and checkpoints loaded into clones cost. The values do not change, nor do
     views, ties and gradients; the next write to any of the tensors is isolated as ever. Tensors over memory that
     something else may look into, and those too small to be shared, are left alone. Other threads may read meanwhile; a
-    tensor that one of them writes is left alone.
+    tensor that one of them writes is left alone. On CUDA it waits for the device first.
 
     Args:
         objs: modules, optimizers, containers or tensors. Tensors of one object share with each other, too.
@@ -59,6 +59,7 @@ def reshare(*objs: Any) -> Reshared:
 
 def _reshare(objs: tuple[Any, ...]) -> Reshared:
     spans = _spans(tensor for obj in objs for _, tensor in named_tensors(unwrap(obj)))
+    _wait_for_devices(spans)
     before = _allocated(spans)
     joined = 0
     groups = [group for group in _alike(spans) if len(group) > 1]
@@ -67,6 +68,17 @@ def _reshare(objs: tuple[Any, ...]) -> Reshared:
     for group in groups:
         joined += _join([(span, next(clones)) for span in group])
     return Reshared(joined, before - _allocated(spans))
+
+
+def _wait_for_devices(spans: Iterable[_Span]) -> None:
+    """What was queued on any stream must be done before bytes are compared: the comparison decides for good."""
+    for device in {span.bytes.device for span in spans if span.bytes.is_cuda}:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "reshare: a graph is being captured, and tensors on a device can be compared only when all its streams "
+                "are done; nothing was changed. Call it before the capture."
+            )
+        torch.cuda.synchronize(device)
 
 
 class _Span:

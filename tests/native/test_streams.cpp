@@ -6,6 +6,8 @@
 #include "core/barrier.h"
 #include "core/device_kernels.h"
 #include "core/materialize.h"
+#include "core/reserve.h"
+#include "core/reshare.h"
 #include "core/verify.h"
 #include "family.h"
 #include "mock_accelerator.h"
@@ -129,6 +131,51 @@ TEST_F(Streams, AStealWaitsForTheCopiesOfSiblings) {
   EXPECT_EQ(mock::log({"wait", "copy", "allocate", "write"}),
             (Lines{"wait 0 for 0", "wait 0 for 2", "write " + block + " on 0"}));
   EXPECT_EQ(name(thief), block);
+}
+
+// Broken by: a `join` that does not tell the block who reads it now: on the current stream, and at home.
+TEST_F(Streams, WhoSharesAgainReadsTheBlockOnItsOwnStreams) {
+  auto keeper = device_numbers(100);
+  const auto block = name(keeper);
+  auto joiner = device_numbers(100);
+  at::Tensor copy;
+  {
+    const OnStream on(1);
+    mock::order(mock::stream(0), mock::stream(1));
+    copy = clone(joiner);  // at home on stream 1
+  }
+  {
+    const OnStream on(2);
+    mock::order(mock::stream(1), mock::stream(2));
+    auto clones = clone({keeper, copy});
+    mock::clear_log();
+    ASSERT_TRUE(join(storage_impl(copy), storage_impl(clones[1]), storage_impl(clones[0])));
+    EXPECT_EQ(name(copy), block);
+    const auto uses = mock::log({"use " + block});
+    EXPECT_EQ(uses, (Lines{"use " + block + " on 2", "use " + block + " on 1"}));
+  }
+  keeper.reset();
+  for (const std::size_t id : {1, 2}) mock::reads(copy.const_data_ptr(), 400, mock::stream(id));
+  copy.reset();  // the block goes: a hazard if the allocator did not know of both streams
+}
+
+// Broken by: a reserved piece that is used on another stream than it was made on, without a word to the allocator.
+TEST_F(Streams, AReservedPieceKnowsWhereItIsUsed) {
+  const auto source = device_numbers(100);
+  at::Tensor copy = clone(source);
+  {
+    const OnStream on(1);
+    ASSERT_NE(reserve({&storage_impl(copy)}, {true}), nullptr);
+  }
+  mock::clear_log();
+  {
+    const OnStream on(2);
+    mock::order(mock::stream(0), mock::stream(2));
+    copy.add_(1);
+  }
+  EXPECT_EQ(mock::log({"allocate"}), Lines{});
+  EXPECT_EQ(mock::log({"use " + name(copy)}), (Lines{"use " + name(copy) + " on 2", "use " + name(copy) + " on 0"}));
+  EXPECT_TRUE(holds(copy, 2));
 }
 
 // Broken by: `before_steal` without the streams that the user named; `forward_record_stream` that does nothing.
