@@ -292,6 +292,24 @@ def test_a_layer_that_says_itself_how_it_is_copied():
     assert not hasattr(model.get_layer("own"), "note")
 
 
+def test_a_list_is_copied_without_tracking_what_is_in_it():
+    model = trained(MadeInCall)
+    list.append(model.blocks, L.Dense(3))  # behind the back of Keras, which would refuse it now
+    mine = torchcow.Prototype(model).clone()
+    assert len(mine.blocks) == len(model.blocks) and len(mine._layers) == len(model._layers)
+
+
+def test_a_clone_can_be_quantized():
+    """Which takes variables out of the layers again, and finds them by their identity."""
+    model = sequential(L.Dense(8))
+    mine = torchcow.Prototype(model).clone()
+    mine.quantize("int8")
+    assert not any(layer.quantization_mode for layer in model.layers if isinstance(layer, L.Dense))
+    model.quantize("int8")
+    assert [(v.path, v.dtype) for v in mine.variables] == [(v.path, v.dtype) for v in model.variables]
+    assert np.array_equal(mine.predict(X, verbose=0), model.predict(X, verbose=0))
+
+
 def test_preprocessing_with_modules_and_seeds():
     images = RNG.random((4, 8, 8, 3)).astype("float32")
     model = keras.Sequential([keras.Input((8, 8, 3)), L.RandomFlip(seed=1), L.RandomRotation(0.1, seed=2), L.Flatten()])

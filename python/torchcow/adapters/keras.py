@@ -79,7 +79,8 @@ def _named(obj: Any) -> dict[str, Any]:
     if isinstance(obj, keras.Model):
         return {layer.name: layer for layer in obj.layers}
     if isinstance(obj, keras.layers.Layer):
-        own = (*obj._trainable_variables, *obj._non_trainable_variables)
+        state = vars(obj)
+        own = (*state.get("_trainable_variables", ()), *state.get("_non_trainable_variables", ()))
         return {variable.name: variable for variable in reversed(own)}
     return {}
 
