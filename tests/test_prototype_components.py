@@ -119,6 +119,14 @@ def test_all_components_are_named_at_once():
     assert torchcow.Prototype(obj, share=paths, drop={"deep.er.1"}).clone()["deep"]["er"][1] is None
 
 
+def test_a_long_list_of_components_is_shortened():
+    with pytest.raises(torchcow.CloneError) as caught:
+        torchcow.Prototype([threading.Lock() for _ in range(100)])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "this list has 100 components that cannot be cloned:"
+    assert (len(lines), lines[21]) == (23, "  and 80 more")
+
+
 def test_the_object_itself_is_the_component():
     with pytest.raises(torchcow.CloneError, match=r"this lock cannot be cloned:\n  it .*\nPut it into a dict"):
         torchcow.Prototype(threading.Lock())

@@ -116,6 +116,16 @@ def test_a_copy_that_user_code_makes_within_the_call_asks_the_same_reducers():
     assert _C.clone(source, None, False, ((Plain, lambda obj: "itself"),)).inner is source.inner
 
 
+def test_the_sixth_part_of_an_answer_puts_the_copied_state_into_the_copy():
+    source, state = Plain(), [[1], Plain]
+    source.me = source
+    state.append(source)
+    reducer = lambda obj: (Plain, (), state, None, None, lambda new, copied: setattr(new, "state", copied))  # noqa: E731
+    clone = _C.clone(source, None, False, ((Plain, reducer),))
+    assert vars(clone) == {"state": [[1], Plain, clone]}
+    assert clone.state[0] is not state[0]
+
+
 @pytest.mark.parametrize("reducers", [[], (1,), ((1, 2),), ((Plain,),), "x", ([Plain, by_the_book],)])
 def test_bad_reducers_are_refused(reducers):
     with pytest.raises(TypeError, match="reducers: expected a tuple of pairs of a class and a function"):

@@ -44,8 +44,7 @@ void set_name_finder(const py::function& finder) {
 }  // namespace
 
 void bind_clone(py::module_& module) {
-  module.def("clone", &clone, py::arg("source"), py::arg("memo"), py::arg("strict"),
-             py::arg("reducers") = py::none());
+  module.def("clone", &clone, py::arg("source"), py::arg("memo"), py::arg("strict"), py::arg("reducers") = py::none());
   module.def("patched_deepcopy", &patched_deepcopy, py::arg("source"), py::arg("memo"));
   module.def("ordinary_deepcopy", &ordinary_deepcopy, py::arg("source"), py::arg("memo"));
   module.def("set_patch", &set_patch, py::arg("excluded"));

@@ -11,10 +11,10 @@
 ///
 /// An object of an excluded class is copied *apart*: with everything in it that has no copy yet, and without sharing.
 ///
-/// A call may have *reducers*: pairs of a class and a function. An object of such a class, or of a subclass of it, is not
-/// asked how it is copied; the first function that fits is. It answers what `__reduce_ex__` would answer, and, as pickle
-/// allows it, a sixth part: a function that puts the copied state into the copy. NotImplemented passes the question on
-/// to the object.
+/// A call may have *reducers*: pairs of a class and a function. An object of such a class, or of a subclass of it, is
+/// not asked how it is copied; the first function that fits is. It answers what `__reduce_ex__` would answer, and, as
+/// pickle allows it, a sixth part: a function that puts the copied state into the copy. NotImplemented passes the
+/// question on to the object.
 ///
 /// Threads: under the interpreter lock.
 

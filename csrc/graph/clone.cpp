@@ -136,7 +136,8 @@ bool are_reducers(PyObject* reducers) {
 
 py::object clone(const py::object& source, const py::object& memo, bool strict, const py::object& reducers) {
   if (reducers.is_none()) return deep_copy(source, memo, {.strict = strict});
-  if (!are_reducers(reducers.ptr())) throw py::type_error("reducers: expected a tuple of pairs of a class and a function");
+  if (!are_reducers(reducers.ptr()))
+    throw py::type_error("reducers: expected a tuple of pairs of a class and a function");
   return deep_copy(source, memo, {.strict = strict, .reducers = reducers});
 }
 

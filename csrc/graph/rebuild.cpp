@@ -41,7 +41,8 @@ PyObject* Walk::ask_reducer(PyObject* asked, PyObject* reducer) {
 /// What `copy._reconstruct(source, memo, *reduced)` does. Answers of unusual shape are left to it, errors included.
 PyObject* Walk::rebuild(PyObject* source, py::object reduced, Py_ssize_t most_parts) {
   const bool usual = PyTuple_CheckExact(reduced.ptr()) && PyTuple_GET_SIZE(reduced.ptr()) >= 2 &&
-                     PyTuple_GET_SIZE(reduced.ptr()) <= most_parts && PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
+                     PyTuple_GET_SIZE(reduced.ptr()) <= most_parts &&
+                     PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
   if (!usual) {
     return settled(source, steal(PyObject_CallFunctionObjArgs(protocol_.call_reconstruct, source, memo_.dict(),
                                                               reduced.ptr(), nullptr)));

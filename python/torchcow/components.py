@@ -21,6 +21,10 @@ Reducers = tuple[tuple[type, Reducer], ...]
 _OPEN = {"builtins", "abc", "collections", "dataclasses", "enum", "functools", "typing", "types"}
 
 
+_LISTED = 20
+_ROUNDS = 10  # of a search; nearly always two are enough
+
+
 class CloneError(TypeError, RuntimeError):
     """An object has components that cannot be cloned. The message names them all, and what can be done."""
 
@@ -138,12 +142,13 @@ def _refusal(obj: Any, memo: dict[int, Any], how: Reducers, what: str) -> CloneE
     """The error that names all components of ``obj`` which cannot be cloned, or None if no single one is to blame."""
     blamed: list[Failure] = []
     known = dict(memo)
-    while failing := _failing(obj, known, how):
+    for _ in range(_ROUNDS):
+        failing = _failing(obj, known, how)
         # Guilty is what has no other one inside of it. There may be one that nobody sees, or a cycle: so it must fail
         # as well with nothing in place of the others.
         alone = [one for one in failing.values() if _fails_alone(one, failing, known, how)]
         guilty = [one for one in alone if not any(id(part) in failing for part in one.parts)] or alone
-        if not guilty:
+        if not guilty:  # or nothing fails any more
             break
         for one in guilty:
             known[id(one.part)] = one.part  # as if it was shared; what fails now fails for a reason of its own
@@ -196,9 +201,11 @@ def _is_opaque(part: Any) -> bool:
 
 def _explained(what: str, blamed: list[Failure]) -> str:
     lines = []
-    for one in blamed:
+    for one in blamed[:_LISTED]:
         where = repr(one.path) if one.path else "it"
         lines.append(f"  {where} ({_kind(one.part)}): {_reason(one.part, one.error)}")
+    if len(blamed) > _LISTED:
+        lines.append(f"  and {len(blamed) - _LISTED} more")
     first = blamed[0].path
     if not first:
         return f"{what} cannot be cloned:\n{lines[0]}\nPut it into a dict, and name it in share= or rebuild=."
