@@ -131,6 +131,7 @@ class Metric:
 def plain(saved):
     torch.manual_seed(saved)
     shared = torch.rand(2)
+    both = (torch.rand(1), saved)
     return {
         "frozen": Frozen(torch.rand(2, 2).t(), ("a", saved), Slots(saved)),
         "slots": Slots(saved),
@@ -138,6 +139,8 @@ def plain(saved):
         "queue": collections.deque([torch.rand(2), saved], maxlen=4),
         "ordered": collections.OrderedDict(b=torch.rand(1), a=saved),
         "ties": [shared, shared],
+        "one tuple": both,
+        "the same": [both],
         (1, None): torch.rand(2, requires_grad=bool(saved)),
         "arrays": [np.arange(6.0).reshape(2, 3).T * saved, np.array(saved), np.zeros((0, 2), "i4")],
         "generator": torch.Generator().manual_seed(int(saved)),

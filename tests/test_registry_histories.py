@@ -19,7 +19,7 @@ from torchcow import Registry, RegistryError
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "root", "promote", "promote", "rollback", "prune", "squash", "reopen"]),
+        st.sampled_from(["add", "add", "add", "root", "promote", "promote", "rollback", "prune", "squash", "reopen"]),
         st.integers(0, 1000),
     ),
     min_size=1,
@@ -74,7 +74,7 @@ class Expected:
 def apply(registry, expected, step, choice):
     number = expected.pick(choice)
     if step in ("add", "root") or number is None:
-        parent = number if step == "add" else None
+        parent = None if step == "root" or number is None else max(expected.parents) if choice % 2 else number
         expected.add(parent)
         registry.add("m", model(expected.last), parent=None if parent is None else f"m@{parent}")
     elif step == "promote":
@@ -102,7 +102,7 @@ def check(registry, expected):
 
 
 @pytest.mark.parametrize("where", ["memory", "folder"])
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
 def test_any_history(where, steps):
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ promotion that is seen before or after its time.
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -103,7 +104,13 @@ def test_one_clone_is_made_for_all_threads(registry, monkeypatch):
     registry.add("m", Twin(1), tags=["production"])
     made = []
     real = torchcow.Prototype.clone
-    monkeypatch.setattr(torchcow.Prototype, "clone", lambda self, *a, **k: made.append(1) or real(self, *a, **k))
+
+    def clone(self, *args, **options):
+        made.append(1)
+        time.sleep(0.05)  # the others come in between, if they can
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(torchcow.Prototype, "clone", clone)
     served = registry.proxy("production")
     together(*[lambda: [served() for _ in range(5)]] * 8)
     assert len(made) == 1
@@ -130,6 +137,8 @@ def test_a_version_is_read_once_for_all_threads(tmp_path, monkeypatch):
     Registry(tmp_path).add("m", Twin(1))
     registry = Registry(tmp_path, structures={"m": lambda: Twin(0)})
     got = []
+    real = registry._library._look_up
+    monkeypatch.setattr(registry._library, "_look_up", lambda identity: (real(identity), time.sleep(0.05))[0])
     together(*[lambda: got.append(registry.get("m"))] * 8)
     assert len({id(prototype) for prototype in got}) == 1
 
@@ -169,3 +178,30 @@ def test_counts_of_a_split_add_up(registry):
     together(*[lambda: [split() for _ in range(50)]] * 4)
     assert sum(split.counts.values()) == 200
     assert min(split.counts.values()) > 50
+
+
+def test_a_version_is_on_the_shelf_before_others_can_ask_for_it(tmp_path, monkeypatch):
+    registry = Registry(tmp_path)
+    shelf, connection = registry._library.shelf, registry._database._connection("write")
+    before_the_commit = []
+    for name in ("put", "keep"):
+        real = getattr(shelf, name)
+        monkeypatch.setattr(
+            shelf, name, lambda *args, real=real: (before_the_commit.append(connection.in_transaction), real(*args))
+        )
+    registry.add("m", Twin(1))
+    assert before_the_commit == [True, True]
+
+
+def test_a_version_that_was_not_added_is_on_no_shelf(tmp_path, monkeypatch):
+    registry = Registry(tmp_path)
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(registry._library.shelf, "keep", fail)
+        registry.add("m", Twin(1))
+    assert registry._library.shelf.get(1) is None
+    registry.add("m", Twin(2))
+    assert registry.get("m@1")._snapshot()[0][0] == 2

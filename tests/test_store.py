@@ -7,6 +7,7 @@ that is changed, a file that is in use and removed, a file that is rewritten wro
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 
@@ -70,6 +71,16 @@ def test_a_structure_is_asked_for_and_lent(tmp_path):
     version = registry.add("m", model(9))
     registry.prune(squash=True)
     assert_is(registry.get(version), 9)
+
+
+def test_a_file_that_a_structure_misses_is_not_taken_for_one_of_the_registry(tmp_path):
+    filled(tmp_path, 1)
+
+    def make():
+        raise FileNotFoundError(2, "No such file or directory", "vocabulary.txt")
+
+    with pytest.raises(FileNotFoundError, match=r"vocabulary\.txt"):
+        Registry(tmp_path, structures={"m": make}).get("m")
 
 
 def test_versions_of_other_functions_are_no_structure_for_each_other(tmp_path):
@@ -310,3 +321,76 @@ def test_only_get_reads_tensors(tmp_path, monkeypatch):
     registry.proxy("production")
     with pytest.raises(AssertionError, match="was opened"):
         registry.get("m")
+
+
+def damaged(data, random):
+    """Some flipped bits, a cut, or a stretch of noise."""
+    data, kind = bytearray(data), random.random()
+    at = random.randrange(len(data))
+    if kind < 0.8:
+        for _ in range(random.choice([1, 1, 3, 10])):
+            data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    elif kind < 0.9:
+        del data[at:]
+    else:
+        data[at : at + 100] = random.randbytes(100)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_database_that_is_damaged_anywhere_gives_no_wrong_version(seed, tmp_path):
+    filled(tmp_path / "good", tags=["production"])
+    good = (tmp_path / "good" / "registry.sqlite").read_bytes()
+    work = tmp_path / "work"
+    told = 0
+    for number in range(50):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(tmp_path / "good", work)
+        (work / "registry.sqlite").write_bytes(damaged(good, random.Random(seed * 1000 + number)))
+        try:
+            registry = open_registry(work)
+            for version in registry.versions():
+                assert_is(registry.get(version), version.number)
+                assert {one.number for one in registry.lineage(version)} == set(range(1, version.number + 1))
+            if registry.names() == ["m"] and "production" in registry.tags("m"):
+                assert_is(registry.get("m:production"), registry.tags("m")["production"].number)
+                assert [one.version for one in registry.history("production")] == [f"m@{n}" for n in range(1, 5)]
+        except StateError:
+            told += 1
+    assert 5 < told < 50
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE version SET number = 9 WHERE number = 2",
+        "UPDATE version SET name = 'n' WHERE number = 2",
+        "UPDATE version SET parent = 3 WHERE number = 2",
+        "UPDATE version SET metadata = replace(metadata, '2', '3') WHERE number = 2",
+        "UPDATE version SET created = created + 1 WHERE number = 2",
+        "UPDATE version SET base = NULL WHERE number = 2",
+        "UPDATE promotion SET number = 1 WHERE number = 2",
+        "UPDATE promotion SET undone = NULL WHERE number = 3",
+        "UPDATE promotion SET at = at + 1 WHERE number = 2",
+        "UPDATE entry SET fingerprint = (SELECT fingerprint FROM entry WHERE path = '2.weight' AND version = 1) "
+        "WHERE path = '2.weight' AND version = 2",
+        "UPDATE tensor SET key = '1.weight' WHERE key = '2.weight'",
+        "DELETE FROM entry WHERE path = '2.weight' AND version = 2",
+    ],
+)
+def test_a_row_that_was_changed_is_told(change, tmp_path):
+    registry = open_registry(tmp_path)
+    for number in (1, 2, 3):
+        registry.add("m", model(number), tags=["production"], metadata={"number": number})
+    registry.rollback("production")
+    assert_is(registry.get("m:production"), 2)
+    registry.close()
+    connection = sqlite3.connect(tmp_path / "registry.sqlite")
+    assert connection.execute(change).rowcount > 0
+    connection.commit()
+    connection.close()
+    registry = open_registry(tmp_path)
+    with pytest.raises(RegistryError, match=r"damaged|not the one that was written"):
+        registry.versions()
+        registry.history("m:production")
+        registry.get("m:production")

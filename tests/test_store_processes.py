@@ -118,10 +118,14 @@ FORK = """
 torch.set_num_threads(1)
 registry = open_registry(sys.argv[1])
 registry.add("m", model(1))
+registry.versions()
+before = dict(registry._database._connections)
+assert set(before) == {"read", "write"}
 child = os.fork()
 if child == 0:
     assert_is(registry.get("m@1"), 1)
     registry.add("m", model(2))
+    assert all(registry._database._connections[purpose] is not before[purpose] for purpose in before)
     registry.close()
     os._exit(0)
 for number in range(5):

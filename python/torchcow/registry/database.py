@@ -27,6 +27,7 @@ CREATE TABLE version (
     created REAL NOT NULL,
     metadata TEXT NOT NULL,
     digest TEXT,                            -- of the whole manifest
+    seal TEXT NOT NULL,                     -- digest of this row but for base
     UNIQUE (name, number)
 );
 CREATE INDEX version_parent ON version(parent);
@@ -37,7 +38,8 @@ CREATE TABLE promotion (
     tag TEXT NOT NULL,
     number INTEGER NOT NULL,
     at REAL NOT NULL,
-    undone REAL                             -- when it was rolled back; a tag is its last line that was not
+    undone REAL,                            -- when it was rolled back; a tag is its last line that was not
+    seal TEXT NOT NULL                      -- digest of this row
 );
 CREATE INDEX promotion_tag ON promotion(name, tag, seq);
 CREATE TABLE file (
@@ -181,7 +183,7 @@ class Database:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
             raise
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if "locked" in str(error) or "busy" in str(error):
                 text = f"another process has kept the registry locked for {PATIENCE:.0f} seconds"
             else:

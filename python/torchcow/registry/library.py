@@ -38,6 +38,9 @@ class Library:
         prototype = Prototype(prototype._snapshot, name=name, metadata=decode(json.loads(metadata)))
         state = capture(prototype._snapshot)
         with self.database.read() as db:
+            if parent is not None:  # the latest is the latest of now
+                known_as = catalog.version(db, catalog.find(db, parent))
+                parent = Reference(known_as.name, known_as.number)
             near = self._base(db, name, parent)
             known = {} if near is None else _prints(self.store.manifest(db, near, name))
         # Reading all tensors takes a while; others may write meanwhile.
@@ -83,6 +86,8 @@ class Library:
                 return self._read(identity, version, manifest, structure)
             except FileNotFoundError as error:
                 # A prune may have written the file anew since we asked; if the database still says so, it is lost.
+                if not self._is_ours(error.filename):
+                    raise
                 if gone == error.filename:
                     raise RegistryError(
                         f"{version}: the file {gone} is missing, with tensors of this version; restore it from a backup"
@@ -93,6 +98,9 @@ class Library:
                     if db.execute("SELECT 1 FROM version WHERE id = ?", (identity,)).fetchone() is None:
                         raise RegistryError(f"{version} was removed meanwhile") from error
                 raise
+
+    def _is_ours(self, path: str | None) -> bool:
+        return path is not None and Path(path).parent == self.store.folder
 
     def _look_up(self, identity: int) -> tuple[Version, Manifest]:
         with self.database.read() as db:

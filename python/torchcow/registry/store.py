@@ -35,7 +35,7 @@ KIND = "registry"
 _MANIFEST = """
     WITH RECURSIVE chain(id, base, depth) AS (
         SELECT id, base, 0 FROM version WHERE id = ?
-        UNION ALL SELECT v.id, v.base, depth + 1 FROM version AS v JOIN chain ON v.id = chain.base)
+        UNION ALL SELECT v.id, v.base, depth + 1 FROM version AS v JOIN chain ON v.id = chain.base AND v.id < chain.id)
     SELECT e.path, e.node, e.fingerprint, f.path, t.key FROM chain JOIN entry AS e ON e.version = chain.id
     LEFT JOIN tensor AS t ON t.fingerprint = e.fingerprint LEFT JOIN file AS f ON f.id = t.file
     ORDER BY depth DESC
@@ -179,7 +179,11 @@ class OpenFiles(contextlib.ExitStack):
             FileNotFoundError: the file has gone, which a caller that asks the database again may survive.
             RegistryError: the file, or the tensor in it, is damaged.
         """
-        assert line.file is not None and line.key is not None
+        if line.file is None or line.key is None:
+            raise RegistryError(
+                f"{self._title}: the database does not say where tensor {path!r} is; it is damaged. Restore it from a "
+                "backup"
+            )
         try:
             if line.file not in self._files:
                 self._files[line.file] = self.enter_context(TensorFile(self._folder / line.file, KIND))

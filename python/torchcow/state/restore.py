@@ -77,6 +77,7 @@ class _Restore(Leaves):
         super().__init__(read)
         self._nodes = nodes
         self._placed: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}  # the same objects, but for tuples with other content
         self._paths: dict[int, str] = {}
 
     def place(self, path: str, current: Any) -> Any:
@@ -91,7 +92,7 @@ class _Restore(Leaves):
         if kind == "same":
             if current is not self._placed.get(node["same"], _MISSING):
                 self._problem(path, f"is the same object as {label(node['same'])} in the saved state, not here")
-            return current
+            return self._made.get(node["same"], current)
         if current is _MISSING and kind == "array":
             return self._new_array(path, node)
         if current is _MISSING:
@@ -107,7 +108,8 @@ class _Restore(Leaves):
         self._paths[id(current)] = path
         self._placed[path] = current
         place: Callable[[str, Node, Any], Any] = getattr(self, f"_{kind}")
-        return place(path, node, current)
+        self._made[path] = place(path, node, current)
+        return self._made[path]
 
     def _value(self, path: str, value: Any, current: Any) -> Any:
         if current is _MISSING:
