@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from torchcow._native import _C
+from torchcow._tensors import same_memory, unwrap
 from torchcow.errors import FileError, StateError
 from torchcow.fingerprint import fingerprint
-from torchcow.prototype import Prototype
 from torchcow.state import State, capture, check, restore
 from torchcow.tensor_file import TensorFile, write
 
@@ -53,8 +50,8 @@ def save_delta(clone: Any, base: Any, path: str | os.PathLike[str]) -> list[str]
         >>> written, bool(again.bias.any()), torchcow.is_shared(again.weight)
         (['bias'], False, True)
     """
-    base = _object(base)
-    before, now = capture(base), capture(_object(clone))
+    base = unwrap(base)
+    before, now = capture(base), capture(unwrap(clone))
     try:
         check(base, now.nodes)
     except StateError as error:
@@ -87,7 +84,7 @@ def load_delta(base: Any, path: str | os.PathLike[str]) -> Any:
         FileError: a file that is damaged, cut off or not of :func:`save_delta`; a ``StateError``, too.
         OSError: the file cannot be read.
     """
-    base = _object(base)
+    base = unwrap(base)
     path = Path(path)
     with TensorFile(path, "delta") as file:
         try:
@@ -106,28 +103,10 @@ def load_delta(base: Any, path: str | os.PathLike[str]) -> Any:
             raise StateError(f"{path}: {error}") from error
 
 
-def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors read the same bytes of one block, which says at no cost that they are equal.
-
-    False does not say that they differ.
-    """
-    mine, other = _C.usage(a), _C.usage(b)
-    if mine is None or other is None or mine[1] == 0 or mine[1] != other[1]:
-        return False
-    # A storage may be a span of its block; both are the whole of it if they are as long.
-    whole = mine[2] == mine[4] == other[4]
-    same = (a.dtype, a.shape, a.stride(), a.storage_offset()) == (b.dtype, b.shape, b.stride(), b.storage_offset())
-    return whole and same and (a.is_conj(), a.is_neg()) == (b.is_conj(), b.is_neg())
-
-
 def content(state: State, prints: Mapping[str, str]) -> str:
     """Return the fingerprint of all tensors of an object together: of names, ties, dtypes, shapes and bytes."""
     ties = {path: node["same"] for path, node in state.nodes.items() if "same" in node}
     return hashlib.sha256(json.dumps([sorted(prints.items()), sorted(ties.items())]).encode()).hexdigest()
-
-
-def _object(obj: Any) -> Any:
-    return obj._snapshot if isinstance(obj, Prototype) else obj
 
 
 def _differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from torchcow._table import Table, Tabular, size
-from torchcow._tensors import bits, named_leaves, placed, unwrap
+from torchcow._tensors import bits, named_leaves, same_memory, unwrap
 
 Status = Literal["shared", "equal", "different", "added", "removed"]
 
@@ -102,7 +102,7 @@ def diff(a: Any, b: Any) -> Diff:
 
 def compare(a: torch.Tensor, b: torch.Tensor) -> TensorDiff:
     """Compare two tensors."""
-    if a is b or (same_form(a, b) and a.layout == torch.strided and _same_place(a, b)):
+    if a is b or same_memory(a, b):
         return TensorDiff("shared", _size(b))
     if same_form(a, b) and bits_equal(a, b):
         return TensorDiff("equal", _size(b))
@@ -118,11 +118,6 @@ def compare(a: torch.Tensor, b: torch.Tensor) -> TensorDiff:
     )
     norm, relative = _norms(a, b)
     return TensorDiff("different", _size(b), norm, relative, change)
-
-
-def _same_place(a: torch.Tensor, b: torch.Tensor) -> bool:
-    place = placed(a)
-    return place is not None and place == placed(b) and (a.is_nested or a.stride() == b.stride())
 
 
 def _shape(tensor: torch.Tensor) -> tuple[Any, ...]:

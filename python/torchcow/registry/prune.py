@@ -41,7 +41,7 @@ def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> Prun
     if keep < 0:
         raise RegistryError(f"keep: expected a number of versions, got {keep}")
     library = registry._library
-    before = torchcow.memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
+    before = torchcow.memory(*registry._prototypes.values()).unique
     freed = 0
     gone: list[str] = []
     complaints: list[str] = []
@@ -72,7 +72,7 @@ def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> Prun
             library.store.remove(path)
         library.store.sync()
     else:
-        freed = before - torchcow.memory(*(prototype._snapshot for prototype in registry._prototypes.values())).unique
+        freed = before - torchcow.memory(*registry._prototypes.values()).unique
     return PruneReport(
         removed=tuple(removed.values()),
         bytes=freed,

@@ -261,7 +261,7 @@ class Registry:
         """Return ``torchcow.diff`` of two versions."""
         from torchcow.diff import diff  # type: ignore[import-not-found,unused-ignore]
 
-        return diff(self.get(a)._snapshot, self.get(b)._snapshot)
+        return diff(self.get(a), self.get(b))
 
     def fingerprints(self, version: str | Version) -> dict[str, str]:
         """Return the fingerprints of a version's tensors by dotted name, from the database alone (in a folder)."""

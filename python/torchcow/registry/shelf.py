@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from torchcow._tensors import same_memory
 from torchcow.clone import clone
-from torchcow.delta import same_memory
 from torchcow.errors import RegistryError
 from torchcow.fingerprint import fingerprint
 from torchcow.prototype import Prototype
