@@ -82,6 +82,13 @@ bool& flag_of(c10::StorageImpl& storage);
 template struct Expose<&Context::data_, &Context::refcount_, &Context::mutex_,
                        &c10::StorageImpl::has_mutable_data_ptr_check_>;
 
+template <auto Pointer, auto Data>
+struct ExposeAddress {
+  friend void*& address_of(c10::DataPtr& data) { return (data.*Pointer).*Data; }
+};
+void*& address_of(c10::DataPtr& data);
+template struct ExposeAddress<&c10::DataPtr::ptr_, &c10::detail::UniqueVoidPtr::data_>;
+
 /// What the Hook itself holds of its context's count; each DataPtr adds one.
 constexpr std::int64_t endless = std::int64_t{1} << 40;
 
@@ -166,6 +173,13 @@ class Hook final : public c10::Allocator {
     }
     sharer_ = &sharer;
     return old;
+  }
+
+  /// An armed storage gets another address, and keeps everything else: whoever is at (b) must find its context.
+  void move(Sharer& sharer) {
+    auto*& address = address_of(storage_->_mutable_data_ptr_no_checks());
+    std::atomic_ref(address).store(const_cast<void*>(sharer.data()), std::memory_order_release);
+    sharer_ = &sharer;
   }
 
   void reseat(c10::DataPtr memory) {
@@ -371,8 +385,7 @@ void prepare(c10::StorageImpl& storage) {
 
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept { return hook_of(storage)->arm(sharer); }
 
-// The old DataPtr gives its reference to the context back.
-void move(c10::StorageImpl& storage, Sharer& sharer) noexcept { hook_of(storage)->arm(sharer); }
+void move(c10::StorageImpl& storage, Sharer& sharer) noexcept { hook_of(storage)->move(sharer); }
 
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool) noexcept {
   hook_of(storage)->reseat(std::move(memory));

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchcow.diff import Diff, diff
 from torchcow.errors import RegistryError
 from torchcow.prototype import Prototype
 from torchcow.registry import catalog
@@ -257,10 +258,8 @@ class Registry:
                 found.append(catalog.version(db, catalog.find(db, reference(above))))
             return found
 
-    def diff(self, a: str | Version, b: str | Version) -> Any:
-        """Return ``torchcow.diff`` of two versions."""
-        from torchcow.diff import diff  # type: ignore[import-not-found,unused-ignore]
-
+    def diff(self, a: str | Version, b: str | Version) -> Diff:
+        """Return :func:`torchcow.diff` of two versions."""
         return diff(self.get(a), self.get(b))
 
     def fingerprints(self, version: str | Version) -> dict[str, str]:
