@@ -174,8 +174,11 @@ def test_prune_keeps_what_is_needed_and_says_why(registry):
     proxy = registry.proxy("m@3")
     report = registry.prune(name="other")
     assert not report.removed
+    announced = registry.prune(dry_run=True)
+    assert value(registry.get("m@5")) == 5
     report = registry.prune()
-    assert texts(report.removed) == ["m@5", "m@6"]
+    assert texts(report.removed) == texts(announced.removed) == ["m@5", "m@6"]
+    assert report.kept == announced.kept
     assert report.bytes > 0
     assert report.kept == {
         "m@1": ("parent of m@2",),

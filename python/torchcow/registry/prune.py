@@ -36,21 +36,22 @@ class PruneReport:
     complaints: tuple[str, ...]
 
 
+def plan(registry: Registry, keep: int, name: str | None, squash: bool) -> PruneReport:
+    """Say what :func:`prune` would remove; its bytes are not known before."""
+    with registry._database.read() as db:
+        removed, kept = _sorted_out(registry, db, keep, name, squash)
+    return PruneReport(tuple(removed.values()), 0, kept, (), ())
+
+
 def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> PruneReport:
     """Carry out :meth:`Registry.prune`."""
-    if keep < 0:
-        raise RegistryError(f"keep: expected a number of versions, got {keep}")
     library = registry._library
     before = torchcow.memory(*registry._prototypes.values()).unique
     freed = 0
     gone: list[str] = []
     complaints: list[str] = []
     with registry._database.write() as db:
-        every = catalog.versions(db)
-        if name is not None:
-            catalog.find(db, Reference(name))
-        reasons = _reasons(registry, db, every, keep, name, squash)
-        removed = {identity: version for identity, version in every.items() if identity not in reasons}
+        removed, kept = _sorted_out(registry, db, keep, name, squash)
         if library is not None:
             freed = library.store.remove_leftovers(db)
         paths = _files(db)
@@ -76,10 +77,24 @@ def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> Prun
     return PruneReport(
         removed=tuple(removed.values()),
         bytes=freed,
-        kept={str(every[identity]): tuple(why) for identity, why in sorted(reasons.items())},
+        kept=kept,
         alive=tuple(title for title, reference in references if reference() is not None),
         complaints=tuple(complaints),
     )
+
+
+def _sorted_out(
+    registry: Registry, db: Connection, keep: int, name: str | None, squash: bool
+) -> tuple[dict[int, Version], dict[str, tuple[str, ...]]]:
+    """The versions that go, by identity, and why each other one stays."""
+    if keep < 0:
+        raise RegistryError(f"keep: expected a number of versions, got {keep}")
+    every = catalog.versions(db)
+    if name is not None:
+        catalog.find(db, Reference(name))
+    reasons = _reasons(registry, db, every, keep, name, squash)
+    removed = {identity: version for identity, version in every.items() if identity not in reasons}
+    return removed, {str(every[identity]): tuple(why) for identity, why in sorted(reasons.items())}
 
 
 def _files(db: Connection) -> dict[str, int]:

@@ -16,7 +16,7 @@ from torchcow.registry import catalog
 from torchcow.registry.database import Database
 from torchcow.registry.library import Library
 from torchcow.registry.proxy import Proxy
-from torchcow.registry.prune import PruneReport, prune
+from torchcow.registry.prune import PruneReport, plan, prune
 from torchcow.registry.shelf import Structure
 from torchcow.registry.split import Split
 from torchcow.registry.version import Promotion, Reference, Version, check_word, reference
@@ -268,7 +268,9 @@ class Registry:
             raise RegistryError("a registry in memory keeps no fingerprints; use torchcow.fingerprint.fingerprint")
         return self._library.fingerprints(self._identity(reference(version)))
 
-    def prune(self, keep: int = 0, *, name: str | None = None, squash: bool = False) -> PruneReport:
+    def prune(
+        self, keep: int = 0, *, name: str | None = None, squash: bool = False, dry_run: bool = False
+    ) -> PruneReport:
         """Remove the versions that nothing needs, and give back their memory or disk space.
 
         A version stays while a tag is at it, or would be after one rollback; while it is the latest of its name, or
@@ -278,11 +280,12 @@ class Registry:
             keep: how many of the latest versions of each name stay in any case.
             name: look at this name only.
             squash: also remove versions of which only children are left; the children become those of their parent.
+            dry_run: remove nothing, and only report what would be removed.
 
         Returns:
             What was removed, how many bytes that gave back, and why each other version stayed.
         """
-        return prune(self, keep, name, squash)
+        return (plan if dry_run else prune)(self, keep, name, squash)
 
     def proxy(self, target: str) -> Proxy:
         """Return an object that is called like the model where a tag is, from the next call after each promotion on.

@@ -82,7 +82,7 @@ def log(
 
 def show(version: VersionText, path: Folder = None, json: Json = False) -> None:
     """Show what is known about a version, and its tensors."""
-    from torchcow.cli.registry.content import Content
+    from torchcow.registry.content import Content
 
     with opened(path) as registry:
         found = registry.version(version)
@@ -133,7 +133,7 @@ def diff(
 
     Fingerprints are compared first; only tensors that differ are read, for the size of the difference.
     """
-    from torchcow.cli.registry.content import Content, compare, compare_parts, part_change
+    from torchcow.registry.content import Content, compare, compare_parts, part_change
 
     with opened(path) as registry:
         one, other = Content(registry, first), Content(registry, second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,7 +13,6 @@ from torchcow.cli.output import Json, console, document, table
 from torchcow.cli.registry.opening import Folder, VersionText, opened
 
 if TYPE_CHECKING:
-    from torchcow import Registry
     from torchcow.registry import Version
 
 
@@ -69,45 +68,27 @@ def prune(
     Without --yes nothing is removed, and what would be is told. Exit code 1 if a file is damaged.
     """
     with opened(path) as registry:
-        told = {"done": yes, **(_prune if yes else _plan)(registry, keep, name, squash)}
+        report = registry.prune(keep, name=name, squash=squash, dry_run=not yes)
+    removed = [str(version) for version in report.removed]
     if json:
-        document(told)
+        document(
+            {
+                "done": yes,
+                "removed": removed,
+                "kept": report.kept,
+                "bytes": report.bytes if yes else None,
+                "complaints": list(report.complaints),
+            }
+        )
     else:
         columns = ["version", "stays because"]
-        cells = [[version, "; ".join(reasons)] for version, reasons in told["kept"].items()]
+        cells = [[version, "; ".join(reasons)] for version, reasons in report.kept.items()]
         console().print(table(None, columns, cells, left=columns) if cells else "the registry is empty")
-        gone = ", ".join(told["removed"]) or "nothing"
+        gone = ", ".join(removed) or "nothing"
         if yes:
-            console().print(f"removed: {escape(gone)}; {size(told['bytes'])} given back")
+            console().print(f"removed: {escape(gone)}; {size(report.bytes)} given back")
         else:
             console().print(f"would be removed: {escape(gone)} (--yes does it)")
-        for complaint in told["complaints"]:
+        for complaint in report.complaints:
             console().print(f"[bad]damaged[/] {escape(complaint)}")
-    return 1 if told["complaints"] else 0
-
-
-def _prune(registry: Registry, keep: int, name: str | None, squash: bool) -> dict[str, Any]:
-    report = registry.prune(keep, name=name, squash=squash)
-    return {
-        "removed": [str(version) for version in report.removed],
-        "kept": report.kept,
-        "bytes": report.bytes,
-        "complaints": list(report.complaints),
-    }
-
-
-def _plan(registry: Registry, keep: int, name: str | None, squash: bool) -> dict[str, Any]:
-    from torchcow.registry import catalog
-    from torchcow.registry.prune import _reasons
-    from torchcow.registry.version import Reference
-
-    with registry._database.read() as db:
-        every = catalog.versions(db)
-        if name is not None:
-            catalog.find(db, Reference(name))
-        reasons = _reasons(registry, db, every, keep, name, squash)
-    return {
-        "removed": [str(version) for identity, version in every.items() if identity not in reasons],
-        "kept": {str(every[identity]): why for identity, why in sorted(reasons.items())},
-        "complaints": [],
-    }
+    return 1 if report.complaints else 0
