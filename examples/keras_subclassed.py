@@ -5,7 +5,7 @@ Such a model has no layers before it is called, and nothing that could be writte
 weights, the optimizer with its moments, and the losses; it is trained on as if it were the source.
 
 Look at the losses: the clone goes on where the source stopped, exactly as the source would have. The source keeps every
-bit, and both share the layer that is not trained.
+bit, and all share the encoder, which is not trained.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ import torchcow
 
 
 class Grows(keras.Model):
-    """Its layers are made at the first call, when the number of features is known."""
+    """An encoder that is not trained, and more layers, which are made at the first call to fit the data."""
 
-    def __init__(self, outputs: int = 1):
+    def __init__(self):
         super().__init__()
-        self.outputs = outputs
-        self.body = []
+        self.encoder = keras.Sequential([keras.layers.Dense(256, activation="tanh") for _ in range(2)])
+        self.encoder.trainable = False
+        self.more = []
 
     def call(self, x):
-        """Return predictions of shape (batch, outputs)."""
-        if not self.body:
-            self.body.append(keras.layers.Dense(32 * x.shape[-1], activation="tanh", trainable=False))
-            self.body.append(keras.layers.Dense(64, activation="tanh"))
-            self.body.append(keras.layers.Dense(self.outputs))
-        for layer in self.body:
+        """Return predictions of shape (batch, 1)."""
+        if not self.more:
+            self.more = [keras.layers.Dense(2 * x.shape[-1], activation="tanh"), keras.layers.Dense(1)]
+        x = self.encoder(x)
+        for layer in self.more:
             x = layer(x)
         return x
 
@@ -46,26 +46,36 @@ def train(model: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int) -> list
 
 
 def main(epochs: int = 4, seed: int = 0) -> dict[str, Any]:
-    """Train a model, clone it, train the clone and then the source, and return ``losses`` and what is shared."""
+    """Train a model, clone it, train the clone and then the source; return the ``losses`` and what was found."""
     keras.utils.set_random_seed(seed)
     random = np.random.default_rng(seed)
     x = random.normal(size=(256, 16)).astype("float32")
     y = np.sin(x[:, :1]) + x[:, 1:2]
     source = Grows()
     source.compile(optimizer=keras.optimizers.Adam(3e-3), loss="mse")
-    losses = {"source": train(source, x, y, epochs)}
+    losses = {"source at first": train(source, x, y, epochs)}
 
+    refused = ""
     try:
         keras.models.clone_model(source)
-        refused = ""
     except Exception as error:
-        refused = f"{type(error).__name__}: {error}"
-    print(f"keras.models.clone_model: {refused.splitlines()[0][:100] if refused else 'fresh weights'}")
+        refused = str(error)
+        print(f"keras.models.clone_model: {type(error).__name__}: {refused[:70]} ...")
 
     prototype = torchcow.Prototype(source, "grows")
-    clone = prototype.clone(**{"optimizer.learning_rate": 1e-3})
-    print("learning rate of the clone:", float(clone.optimizer.learning_rate))
-    return {"losses": losses}
+    clone, slow = prototype.clone(), prototype.clone(**{"optimizer.learning_rate": 1e-4})
+    losses["clone"] = train(clone, x, y, epochs)
+    losses["slow clone"] = train(slow, x, y, epochs)
+    untouched = not torchcow.diff(prototype, source).names("different")
+    losses["source"] = train(source, x, y, epochs)
+    for who, loss in losses.items():
+        print(f"{who:15} {'  '.join(f'{one:.6f}' for one in loss)}")
+    print(f"The source was not touched by the training of its clones: {untouched}")
+
+    memory = torchcow.memory(prototype, source, clone, slow)
+    shared = torchcow.explain(clone).shared
+    print(f"\n{memory}")
+    return {"losses": losses, "refused": refused, "untouched": untouched, "shared": shared, "memory": memory}
 
 
 if __name__ == "__main__":

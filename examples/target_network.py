@@ -63,8 +63,9 @@ def main(steps: int = 400, every: int = 25, in_place: bool = False, discount: fl
             taken.append((before, torchcow.memory(online, target).unique))
 
     one = torchcow.memory(online).logical
-    print(f"One network has {one / 1e3:.0f} kB. Both together, around the last update:")
-    print(f"  before {taken[-1][0] / 1e3:.0f} kB, right after {taken[-1][1] / 1e3:.0f} kB, as copies {2 * one / 1e3:.0f}")
+    before, now = taken[-1]
+    print(f"One network has {one / 1e3:.0f} kB. Online and target together, at the last update:")
+    print(f"  before {before / 1e3:.0f} kB, right after {now / 1e3:.0f} kB; as copies always {2 * one / 1e3:.0f} kB")
     path = [0]
     with torch.no_grad():
         values = online(seen)
