@@ -125,6 +125,7 @@ def rolled_back(found):
     assert found["kept"], "the file holds the edit"
     assert found["share"] < 0.12
     assert found["restored"].identical
+    assert set(found["edited"].names("different")) <= set(found["restored"].names("shared"))
 
 
 def test_every_bit_is_back_after_the_rollback_of_an_edit(example):
