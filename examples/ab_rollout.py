@@ -37,7 +37,7 @@ def main(users: int = 400, seed: int = 0) -> dict[str, Any]:
     old_taste, new_taste = (x @ torch.randn(32, 3)).argmax(1), (x @ torch.randn(32, 3)).argmax(1)
     network = nn.Sequential(nn.Linear(32, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
 
-    registry = torchcow.Registry()
+    registry = torchcow.Registry()  # in memory; with the path of a folder it is durable
     first = registry.add("recommender", fine_tune(network, x, old_taste), tags=["production"])
     serve = registry.proxy("recommender:production")
     before = serve(x).detach()

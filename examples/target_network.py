@@ -1,9 +1,10 @@
-"""The target network of Q-learning: a hard update that copies nothing.
+"""The target network of Q-learning: after a hard update it shares all of its memory with the online one.
 
 Deep Q-learning holds its targets still for a while, in a second network that takes over the weights of the online one
 every so many steps. As a clone, the target takes memory only for what the online network has changed since; encoders
-that are not trained exist once. There are two ways: ``target = torchcow.clone(online)``, and in place for whoever holds
-the target already, ``target.load_state_dict(online.state_dict())`` and then ``torchcow.reshare(online, target)``.
+that are not trained exist once. ``target = torchcow.clone(online)`` copies nothing. Where others hold the target, it is
+overwritten in place, ``target.load_state_dict(online.state_dict())``, and ``torchcow.reshare(online, target)`` gives
+back the memory that this took.
 
 Look at the memory of both networks before, right after and some steps after an update, and at the path that is learnt.
 """
@@ -31,12 +32,13 @@ def step(cells: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torc
 def network() -> nn.Sequential:
     """Return one value for each action; the encoder of what is seen is not trained."""
     model = nn.Sequential(nn.Linear(CELLS, 512), nn.Tanh(), nn.Linear(512, 128), nn.Tanh(), nn.Linear(128, 2))
-    model[0].weight.data.mul_(3)
     model[:2].requires_grad_(False)
     return model
 
 
-def main(steps: int = 400, every: int = 25, in_place: bool = False, discount: float = 0.9, seed: int = 0) -> Any:
+def main(
+    steps: int = 400, every: int = 25, in_place: bool = False, discount: float = 0.9, seed: int = 0
+) -> dict[str, Any]:
     """Learn the way, print memory around the updates, and return the ``path``, ``values`` and ``taken`` memory."""
     torch.manual_seed(seed)
     online = network()

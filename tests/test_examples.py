@@ -53,7 +53,8 @@ def test_a_trial_of_the_search_does_not_depend_on_the_others(example):
 
 @pytest.mark.sharing
 def test_the_ensemble_knows_what_it_does_not_know(example):
-    found = example("ensemble").main(members=5)
+    train = example("ensemble").main
+    found = train(members=5)
     assert found["error"] < 0.1
     assert found["outside"] > 2 * found["inside"] > 0
     for member in found["members"]:
@@ -63,6 +64,7 @@ def test_the_ensemble_knows_what_it_does_not_know(example):
         for a, b in itertools.combinations(found["members"], 2)
     )
     assert found["memory"].unique < found["memory"].logical / 5
+    assert train(members=2, noise=0.0)["inside"] > 0, "members differ by their samples as well"
 
 
 @pytest.mark.sharing
@@ -104,7 +106,7 @@ def test_the_reference_stays_and_only_what_is_trained_differs(example):
 
 
 @pytest.mark.sharing
-def test_a_hard_update_copies_nothing_in_both_ways(example):
+def test_all_is_shared_after_a_hard_update_in_both_ways(example):
     learn = example("target_network").main
     found, in_place = learn(), learn(in_place=True)
     assert found["path"] == in_place["path"] == list(range(8))
