@@ -37,7 +37,7 @@ def network() -> nn.Sequential:
 
 
 def main(
-    steps: int = 400, every: int = 25, in_place: bool = False, discount: float = 0.9, seed: int = 0
+    steps: int = 600, every: int = 20, in_place: bool = False, discount: float = 0.9, seed: int = 0
 ) -> dict[str, Any]:
     """Learn the way, print memory around the updates, and return the ``path``, ``values`` and ``taken`` memory."""
     torch.manual_seed(seed)
