@@ -96,8 +96,8 @@ demo: build $(VENV)/.demo ## 50 variants of SmolLM2-135M; options through DEMO_A
 test: $(VENV)/.dev build native-test ## build, C++ tests (where GoogleTest is installed), Python tests
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
 
-test-models: $(VENV)/.dev $(VENV)/.models build ## clones of GPT-2, BERT, Llama, Mixtral, ViT, T5, LoRA, SmolLM2 and MiniLM
-	$(BIN)/python -m pytest tests/test_models.py $(PYTEST_ARGS)
+test-models: $(VENV)/.dev $(VENV)/.models build ## clones of GPT-2, BERT, Llama, Mixtral, ViT, T5, LoRA, SmolLM2 and MiniLM; examples
+	$(BIN)/python -m pytest tests/test_models.py tests/test_examples.py $(PYTEST_ARGS)
 
 native-test: build
 	@if $(HAVE_GTEST); then \
