@@ -33,7 +33,7 @@ def edit(weight: torch.Tensor, strength: float) -> None:
         weight.add_(update * (strength * weight.norm() / update.norm()))
 
 
-def main(name: str = "smollm2", strength: float = 3.0, tokens: int = 16, seed: int = 0) -> dict[str, Any]:
+def main(name: str = "smollm2", strength: float = 10.0, tokens: int = 16, seed: int = 0) -> dict[str, Any]:
     """Edit, look, roll back; return what the model ``said``, its ``losses`` on a text, and the differences."""
     torch.manual_seed(seed)
     loaded = models.find(name, "cpu")(seed)
