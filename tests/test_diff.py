@@ -108,6 +108,24 @@ def test_ties_have_every_name():
     assert statuses(model, torchcow.clone(model)) == {"0.weight": "shared", "1.weight": "shared"}
 
 
+def test_gradients_and_the_parameters_of_optimizers_are_not_listed_again():
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    together = {"model": model, "optimizer": optimizer}
+    found = torchcow.diff(together, torchcow.clone(together))
+    assert found.identical
+    assert list(found.tensors) == [
+        *("model.weight", "model.bias"),
+        *("optimizer.state.0.momentum_buffer", "optimizer.state.1.momentum_buffer"),
+    ]
+    assert set(torchcow.diff(optimizer, optimizer).tensors) == {
+        *("param_groups.0.params.0", "param_groups.0.params.1"),
+        *("state.0.momentum_buffer", "state.1.momentum_buffer"),
+    }
+
+
 def test_looking_unshares_nothing():
     model = nn.Linear(8, 8)
     written = torchcow.clone(model)

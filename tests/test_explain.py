@@ -31,7 +31,7 @@ def test_the_writer_is_named():
     found = torchcow.explain(variant)
     assert found.unshared["weight"].why == "written by aten::mul_.Tensor: its bytes were copied first"
     assert (found.shared, found.shared_bytes) == (1, other.bias.nbytes)
-    assert "mul_" in str(found) and "1 other tensors are shared" in str(found)
+    assert "mul_" in str(found) and "1 other tensors are shared" in str(found) and "0 are too small" in str(found)
     assert found.to_dict()["unshared"]["weight"]["cause"] == "written"
 
 
@@ -49,6 +49,8 @@ def test_copies_at_clone_time_are_explained():
         "quantized": ("copied", "kind"),
         "meta": ("never", ""),
     }
+    text = str(torchcow.explain(torchcow.clone(source)))
+    assert "foreign" not in text and "tiny" not in text and "1 are too small for it" in text
 
 
 def test_what_was_left_alone():

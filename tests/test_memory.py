@@ -114,6 +114,13 @@ def test_tables_show_what_the_numbers_say():
     assert memory._repr_html_().count("<tr>") == 1 + 19 + 1
 
 
+def test_prototypes_go_by_their_names():
+    model = family(0)[0]
+    used = torchcow.memory(torchcow.Prototype(model, "policy"), torchcow.Prototype({"model": model}), model)
+    assert list(used.by_object()) == ["0 policy", "1 dict", "2 Sequential"]
+    assert used.unique == bytes_of(model)
+
+
 def test_an_empty_report():
     memory = torchcow.memory()
     assert [getattr(memory, name) for name in FIGURES] == [0] * 5

@@ -37,8 +37,23 @@ def test_a_trace_names_the_culprit():
     assert first.culprit.endswith("in edit") and __file__ in first.culprit
     assert second.name == "Sequential.0.bias"
     assert "Sequential.1.weight" in str(writes) and "2 first writes" in str(writes)
+    assert writes.bytes == first.bytes + second.bytes
     edit(variant[0].weight)
     assert len(writes.materializations) == 2
+
+
+def test_names_within_what_is_cloned_together():
+    model = nn.Linear(SIDE, SIDE)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, SIDE)).sum().backward()
+    optimizer.step()
+    for together in ({"model": model, "optimizer": optimizer}, (model, optimizer)):
+        clone = torchcow.clone(together)
+        mine, its = clone.values() if isinstance(clone, dict) else clone
+        with torchcow.trace() as writes:
+            edit(mine.weight)
+            edit(its.state[mine.weight]["exp_avg"])
+        assert [write.name for write in writes.materializations] == ["Linear.weight", "Adam.state.0.exp_avg"]
 
 
 def test_writes_through_raw_pointers_are_told():

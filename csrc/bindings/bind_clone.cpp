@@ -48,7 +48,7 @@ void bind_clone(py::module_& module) {
   module.def("patched_deepcopy", &patched_deepcopy, py::arg("source"), py::arg("memo"));
   module.def("ordinary_deepcopy", &ordinary_deepcopy, py::arg("source"), py::arg("memo"));
   module.def("set_patch", &set_patch, py::arg("excluded"));
-  module.def("set_remember", &set_remember, py::arg("remember"));
+  module.def("set_remember", &set_remember, py::arg("remember"), py::arg("classes"));
   module.def("materialize", &materialize_tensors, py::arg("tensors"));
   module.def("set_name_finder", &set_name_finder, py::arg("finder"));
 }

@@ -9,13 +9,15 @@
 #include <exception>
 #include <optional>
 #include <utility>
+#include <vector>
 
 namespace torchcow {
 
 namespace {
 
-PyObject* excluded_classes = nullptr;     // a tuple while a patch is on
-py::function* remember_module = nullptr;  // lives as long as the process
+PyObject* excluded_classes = nullptr;    // a tuple while a patch is on
+py::function* remember_named = nullptr;  // lives as long as the process, as does the tuple
+PyObject* named_classes = nullptr;
 
 using Copier = py::object (*)(Memo&, PyObject*);
 
@@ -94,10 +96,33 @@ py::object copy_by(Call& call, const py::object& source, const py::object& memo)
 /// With a mapping of somebody's own, or no mapping at all, copy knows what to do.
 bool is_unusual(const py::object& memo) { return !memo.is_none() && !PyDict_CheckExact(memo.ptr()); }
 
-void remember(const py::object& source, const py::object& copy) {
-  if (remember_module != nullptr && PyType_IsSubtype(Py_TYPE(source.ptr()), Protocol::get().module_type)) {
-    (*remember_module)(source, copy);
+bool is_named(PyObject* object) {
+  // No isinstance: it would ask the object for its __class__, which runs foreign code.
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(named_classes); ++i) {
+    if (PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(named_classes, i)))) {
+      return true;
+    }
   }
+  return false;
+}
+
+/// Remembers `object`, or what lies directly in it: a dict of model and optimizer has no name of its own.
+void remember(PyObject* object) {
+  if (remember_named == nullptr) return;
+  std::vector<py::object> found;
+  const auto look = [&](PyObject* one) {
+    if (is_named(one)) found.push_back(borrow(one));
+  };
+  PyObject* dict = PyDict_CheckExact(object) ? object : existing_dict(object);
+  if (is_named(object)) {
+    found.push_back(borrow(object));
+  } else if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) {
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); ++i) look(PySequence_Fast_GET_ITEM(object, i));
+  } else if (dict != nullptr) {
+    PyObject *key, *value;
+    for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) look(value);
+  }
+  for (const auto& one : found) (*remember_named)(one);
 }
 
 struct How {
@@ -119,7 +144,10 @@ py::object deep_copy(const py::object& source, const py::object& memo, const How
   Call call(how.strict, how.excluded, how.reducers);
   if (how.apart) apart.emplace(call);
   auto copy = copy_by(call, source, memo);
-  if (!how.apart) remember(source, copy);
+  if (!how.apart) {
+    remember(source.ptr());
+    remember(copy.ptr());
+  }
   return copy;
 }
 
@@ -155,7 +183,10 @@ void set_patch(const py::object& excluded) {
   Py_XDECREF(std::exchange(excluded_classes, classes));
 }
 
-void set_remember(const py::function& remember) { remember_module = new py::function(remember); }
+void set_remember(const py::function& remember, const py::tuple& classes) {
+  named_classes = borrow(classes.ptr()).release().ptr();
+  remember_named = new py::function(remember);
+}
 
 void install_entries() {
   Protocol::get().install(py::cpp_function(&entry<copy_parameter>, py::arg("source"), py::arg("memo")),

@@ -23,7 +23,8 @@ void set_patch(const py::object& excluded);
 /// code calls with the memo of a running clone shares memory too. With any other memo they do what was done before.
 void install_entries();
 
-/// `remember(source, copy)` is called for each module that is cloned, so that errors can tell names.
-void set_remember(const py::function& remember);
+/// `remember(object)` is called for each object of one of these classes that is cloned, by itself or directly within
+/// another one, and for its copy, so that errors and reports can tell names.
+void set_remember(const py::function& remember, const py::tuple& classes);
 
 }  // namespace torchcow

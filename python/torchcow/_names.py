@@ -1,4 +1,4 @@
-"""Dotted names for error messages: from a storage back to the module that holds it."""
+"""Dotted names for errors and reports: from a storage back to the module or optimizer that holds it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from torchcow._native import _C
 from torchcow._tensors import named_tensors
 
 # By identity: a module may define equality without a hash.
-_roots: dict[int, weakref.ref[torch.nn.Module]] = {}
+_roots: dict[int, weakref.ref[Any]] = {}
 
 
-def remember(*objs: Any) -> None:
-    """Keep (weakly) a module that was cloned, and its clone, to be searched for names."""
-    for obj in objs:
-        key = id(obj)
-        # No isinstance: it would ask the object for its __class__, which runs foreign code.
-        if issubclass(type(obj), torch.nn.Module) and key not in _roots:
-            _roots[key] = weakref.ref(obj, lambda _, key=key: _roots.pop(key, None))  # type: ignore[misc]
+def remember(obj: Any) -> None:
+    """Keep (weakly) a module or optimizer that was cloned, or a clone, to be searched for names."""
+    key = id(obj)
+    if key not in _roots:
+        _roots[key] = weakref.ref(obj, lambda _: _roots.pop(key, None))
 
 
 def find(storage: int) -> str | None:
@@ -29,11 +27,12 @@ def find(storage: int) -> str | None:
 
 
 def find_all(storages: set[int]) -> dict[int, str]:
-    """Return the names of those storages that a cloned module, or a clone, has; each module is walked at most once."""
+    """Return the names of those storages that are known by one; each module is walked at most once."""
     names: dict[int, str] = {}
     missing = set(storages)
-    for reference in list(_roots.values()) if missing else ():
-        root = reference()
+    roots = [reference() for reference in list(_roots.values())] if missing else []
+    # Modules first: an optimizer has parameters, too, but no good names for them.
+    for root in sorted(roots, key=lambda root: not isinstance(root, torch.nn.Module)):
         if root is None:
             continue
         found = list(named_tensors(root))
@@ -47,4 +46,4 @@ def find_all(storages: set[int]) -> dict[int, str]:
 
 
 _C.set_name_finder(find)
-_C.set_remember(remember)
+_C.set_remember(remember, (torch.nn.Module, torch.optim.Optimizer))

@@ -25,9 +25,9 @@ def named_tensors(obj: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tenso
             yield name, leaf
 
 
-def named_leaves(obj: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def named_leaves(obj: Any, prefix: str = "", grads: bool = True) -> list[tuple[str, Any]]:
     """Return (dotted name, tensor or NumPy array) for all of them; one that has two names comes twice."""
-    walk = _Walk()
+    walk = _Walk(grads)
     walk.visit(obj, prefix)
     return walk.leaves
 
@@ -70,7 +70,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 class _Walk:
     """One walk; recursion that fills a list, as nested generators take longer than the walk."""
 
-    def __init__(self) -> None:
+    def __init__(self, grads: bool) -> None:
+        self.grads = grads
         self.leaves: list[tuple[str, Any]] = []
         # Kept alive: the identity of a temporary could come again.
         self.seen: dict[int, Any] = {}
@@ -85,7 +86,7 @@ class _Walk:
             self.leaves.append((name, obj))
             if id(obj) not in self.seen:
                 self.seen[id(obj)] = obj
-                if obj.is_leaf and obj.grad is not None:
+                if self.grads and obj.is_leaf and obj.grad is not None:
                     self.visit(obj.grad, f"{name}.grad" if name else "grad")
             return
         if issubclass(kind, self.array):
@@ -98,7 +99,10 @@ class _Walk:
         if issubclass(kind, torch.nn.Module):
             self.module(obj, start)
         elif issubclass(kind, torch.optim.Optimizer):
-            self.visit(obj.param_groups, f"{start}param_groups")
+            for index, group in enumerate(obj.param_groups):
+                # Its parameters have better names in the module, if that is here as well.
+                own = [one for one in group["params"] if id(one) not in self.seen]
+                self.visit({**group, "params": own}, f"{start}param_groups.{index}")
             self.visit(list(obj.state.values()), f"{start}state")
         elif issubclass(kind, Mapping):
             for key, value in obj.items():

@@ -70,7 +70,8 @@ def diff(a: Any, b: Any) -> Diff:
     """Compare the tensors of two objects by dotted name; nothing is un-shared by it.
 
     The cheapest test comes first: tensors over the same block at the same place are *shared*, and no byte is read. Then
-    bits are compared: *equal* or *different* (so a NaN equals the same NaN, and 0.0 differs from -0.0).
+    bits are compared: *equal* or *different* (so a NaN equals the same NaN, and 0.0 differs from -0.0). Gradients are
+    left out, as a clone of a parameter has none; an optimizer's parameters are listed where a module has them.
 
     Args:
         a: a module, an optimizer, a container, a tensor or a :class:`torchcow.Prototype`.
@@ -87,7 +88,8 @@ def diff(a: Any, b: Any) -> Diff:
         (['weight'], ['bias'], 24.0)
     """
     left, right = (
-        {name: leaf for name, leaf in named_leaves(unwrap(obj)) if isinstance(leaf, torch.Tensor)} for obj in (a, b)
+        {name: leaf for name, leaf in named_leaves(unwrap(obj), grads=False) if isinstance(leaf, torch.Tensor)}
+        for obj in (a, b)
     )
     tensors = {}
     for name in [*left, *(name for name in right if name not in left)]:

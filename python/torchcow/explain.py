@@ -48,10 +48,12 @@ class Explanation(Tabular):
         return {"unshared": tensors, "shared": self.shared, "shared_bytes": self.shared_bytes}
 
     def _table(self) -> Table:
+        told = {name: tensor for name, tensor in self.unshared.items() if tensor.reason != "tiny"}
+        tiny = len(self.unshared) - len(told)
         return Table(
             ["tensor", "cause", "size", "why"],
-            caption=f"{self.shared} other tensors are shared ({size(self.shared_bytes)}).",
-            rows=[(name, t.cause, size(t.bytes), t.why) for name, t in self.unshared.items()],
+            caption=f"{self.shared} other tensors are shared ({size(self.shared_bytes)}), {tiny} are too small for it.",
+            rows=[(name, t.cause, size(t.bytes), t.why) for name, t in told.items()],
             left=frozenset({"cause", "why"}),
         )
 

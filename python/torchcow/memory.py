@@ -60,7 +60,7 @@ class Memory(Tabular):
     _holdings: tuple[_Holding, ...] = field(default=(), repr=False, compare=False)
 
     def by_object(self) -> dict[str, Memory]:
-        """Return one entry for each object, in order; its name is its position and class, as in ``0 Linear``."""
+        """Return one entry for each object, in order: position and class, or a prototype's name, as in ``0 Linear``."""
         return self._by(lambda holding: holding.obj)
 
     def by_device(self) -> dict[str, Memory]:
@@ -167,7 +167,8 @@ def memory(*objs: Any) -> Memory:
     holdings: list[_Holding] = []
     for index, obj in enumerate(objs):
         inner = unwrap(obj)
-        holdings += _holdings(f"{index} {type(inner).__name__}", inner)
+        name = obj.name if inner is not obj else None
+        holdings += _holdings(f"{index} {name or type(inner).__name__}", inner)
     once = {holding.storage: holding for holding in reversed(holdings)}
     total = _sum(once.values(), {})
     return Memory(total.logical, total.unique, total.private, total.shared, total.fair_share, tuple(holdings))

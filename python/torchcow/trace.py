@@ -74,11 +74,15 @@ class Trace(Tabular):
 
     materializations: list[Materialization] = field(default_factory=list)
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of all storages that were written first."""
+        return sum(one.bytes for one in self.materializations)
+
     def _table(self) -> Table:
-        total = sum(one.bytes for one in self.materializations)
         return Table(
             ["tensor", "operator", "way", "size", "where"],
-            caption=f"{len(self.materializations)} first writes, {size(total)}.",
+            caption=f"{len(self.materializations)} first writes, {size(self.bytes)}.",
             rows=[(m.name or "?", m.operator, m.way, size(m.bytes), m.culprit) for m in self.materializations],
             left=frozenset({"operator", "way", "where"}),
         )
