@@ -24,3 +24,4 @@ def test_examples(name):
     failed, tried = doctest.testmod(importlib.import_module(f"torchcow.{name}"))
     assert tried > 0
     assert failed == 0
+    assert torchcow.adapters._registered == [], "an example leaves an adapter to all other tests"

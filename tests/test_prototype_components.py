@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import torchcow
+import torchcow.adapters.attributes
 from _oracle import SIDE
 
 
@@ -243,3 +244,21 @@ def test_the_search_leaves_the_source_alone_and_blames_no_holder():
     paths = [line.split("'")[1] for line in str(caught.value).splitlines()[1:-1]]
     assert sorted(paths) == ["cycle.0.event", "cycle.0.parent", "parent.child.event", "parent.lock"]
     assert source.child.parent is source and holder.parent.other is holder
+
+
+def test_an_adapter_that_fails_does_not_hide_what_cannot_be_cloned(monkeypatch):
+    class Sealed:
+        def __deepcopy__(self, memo):
+            raise ZeroDivisionError("not me")
+
+    class Broken(torchcow.adapters.attributes.Attributes):
+        def accepts(self, obj):
+            return isinstance(obj, Sealed)
+
+        def parts(self, obj):
+            raise AttributeError("an adapter's own mistake")
+
+    monkeypatch.setattr(torchcow.adapters, "_registered", [])
+    torchcow.adapters.register(Broken())
+    with pytest.raises(ZeroDivisionError, match="not me"):
+        torchcow.Prototype([Sealed()])

@@ -118,7 +118,10 @@ def copied_or_explained(obj: Any, memo: dict[int, Any], how: Reducers, what: str
     try:
         return copied(obj, dict(memo) or None, how)
     except Exception as error:
-        explained = _refusal(obj, memo, how, what)
+        try:
+            explained = _refusal(obj, memo, how, what)
+        except Exception:  # of an adapter, or of an object that was asked for its parts: the first error matters more
+            explained = None
         if explained is None:
             raise
         raise explained from error

@@ -22,7 +22,7 @@ from torchcow.adapters.attributes import Attributes
 from torchcow.adapters.containers import Mappings, Partials, Sequences
 from torchcow.adapters.torch import Modules, Optimizers, Tensors
 
-__all__ = ["Adapter", "Reducer", "adapter_of", "reducers", "register"]
+__all__ = ["Adapter", "Reducer", "adapter_of", "reducers", "register", "unregister"]
 
 _lock = threading.Lock()
 _registered: list[Adapter] = []
@@ -42,19 +42,27 @@ def register(adapter: Adapter) -> None:
         ...         self.xy = [0.0, 1.0]
         >>> class Points(Attributes):
         ...     def accepts(self, obj):
-        ...         return type(obj).__name__ == "Point"
+        ...         return isinstance(obj, Point)
         ...
         ...     def parts(self, obj):
         ...         return {"x": obj.xy[0], "y": obj.xy[1]}
         ...
         ...     def replace(self, obj, name, value):
         ...         obj.xy["xy".index(name)] = value
-        >>> torchcow.adapters.register(Points())
+        >>> points = Points()
+        >>> torchcow.adapters.register(points)
         >>> torchcow.Prototype({"at": Point()}).clone(**{"at.x": 5.0})["at"].xy
         [5.0, 1.0]
+        >>> torchcow.adapters.unregister(points)
     """
     with _lock:
         _registered.insert(0, adapter)
+
+
+def unregister(adapter: Adapter) -> None:
+    """Take an adapter away that was registered; one that was not is ignored."""
+    with _lock:
+        _registered[:] = [one for one in _registered if one is not adapter]
 
 
 def adapter_of(obj: Any) -> Adapter:
