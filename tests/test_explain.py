@@ -102,7 +102,7 @@ def test_an_event_of_the_past_is_not_given_the_name_of_who_came_to_its_address()
     run_script("""
 import torch, torchcow
 source = torch.ones(64, 64)
-for _ in range(3090):  # the causes of the dead are dropped at each 1024th: their addresses are free again
+for _ in range(3090):  # the causes of the dead are dropped at each 256th: their addresses are free again
     torchcow.clone(source).add_(1)
 models = [torch.nn.Linear(64, 64, bias=False) for _ in range(20)]
 variants = [torchcow.clone(model) for model in models]

@@ -43,13 +43,14 @@ struct Sharer {
   Block* block;
   std::size_t offset;
   std::size_t bytes;
-  c10::StorageImpl* storage;        ///< nullptr: the storage left while a materialization was under way
-  std::optional<c10::Stream> home;  ///< the stream on which the clone was made; none on the CPU
-  bool claimed = false;             ///< a materialization is under way (materialize.h)
-  std::thread::id claimant;
-  std::uint64_t claim_epoch = 0;     ///< fork epoch of the claim (registry.h)
-  std::shared_ptr<Reserve> reserve;  ///< memory set aside for the first write; not touched while another has claimed it
-  Sharer* next = nullptr;            ///< the block's list, or the garbage
+  c10::StorageImpl* storage;                       ///< nullptr: the storage left while a materialization was under way
+  std::optional<c10::Stream> home = std::nullopt;  ///< the stream on which the clone was made; none on the CPU
+  bool claimed = false;                            ///< a materialization is under way (materialize.h)
+  std::thread::id claimant = {};
+  std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (registry.h)
+  std::shared_ptr<Reserve> reserve =
+      nullptr;             ///< memory set aside for the first write; not touched while another has claimed it
+  Sharer* next = nullptr;  ///< the block's list, or the garbage
   Sharer* previous = nullptr;
 
   [[nodiscard]] const void* data() const noexcept;

@@ -22,6 +22,9 @@ struct LastEvent {
   Event event;
 };
 
+/// So many are kept before anybody looks which of them are of the dead.
+constexpr std::size_t fewest_causes = 256;
+
 using Causes = std::unordered_map<const c10::StorageImpl*, LastEvent>;
 
 struct Ring {
@@ -30,7 +33,7 @@ struct Ring {
   std::uint64_t recorded = 0;
   std::size_t forgotten = 0;
   Causes causes;
-  std::size_t trim_causes_at = 1024;
+  std::size_t trim_causes_at = fewest_causes;
 
   void remember(c10::StorageImpl& storage, const Event& event) {
     const auto known = causes.find(&storage);
@@ -165,7 +168,14 @@ void trim_causes() {
     const auto here = entry++;
     if (here->second.storage.use_count() == 0) dead.push_back(self.causes.extract(here));
   }
-  self.trim_causes_at = std::max<std::size_t>(1024, 2 * self.causes.size());
+  self.trim_causes_at = std::max(fewest_causes, 2 * self.causes.size());
+}
+
+void forget_causes() {
+  Causes causes;
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  causes.swap(self.causes);
 }
 
 void hold_ledger_over_fork(bool hold) noexcept { hold ? ring().mutex.lock() : ring().mutex.unlock(); }

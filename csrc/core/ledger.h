@@ -81,6 +81,9 @@ std::optional<Event> cause_of(const c10::StorageImpl& storage);
 /// Forgets the causes of storages that have died, now and then. Call without any lock.
 void trim_causes();
 
+/// Tests: forgets all of them.
+void forget_causes();
+
 /// fork: the child must find the events whole (registry.cpp).
 void hold_ledger_over_fork(bool hold) noexcept;
 

@@ -167,7 +167,7 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
     const bool steals = last && whole(*sharer) && (cause.stays || !read_by_leavers(block));
     block.taken = block.taken || steals;
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
-    jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}});
+    jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}, {}});
   }
 }
 
