@@ -20,7 +20,7 @@ import torch
 from torch.testing._internal import common_methods_invocations as database
 
 import torchcow
-from _oracle import assert_same, attempt, difference, freeze, tensors_of
+from _oracle import TORCH, assert_same, attempt, difference, freeze, tensors_of
 
 SAMPLES = 3
 OUT_SAMPLES = 2
@@ -211,6 +211,8 @@ def test_out(op):
 @pytest.mark.parametrize("op", OUT, ids=name)
 def test_out_is_the_input(op):
     """`out=` overwrites every byte, but the operator reads the same storage: it must not find fresh memory there."""
+    if op.name == "histc" and TORCH < (2, 12):
+        pytest.skip("torch 2.11 resizes the input first, and then looks for its range in bytes that nobody has written")
     for index, tree in enumerate(samples_of(op, 1)):
         if isinstance(tree[0], torch.Tensor) and op.name not in UNINITIALIZED:
             what, compare = f"{op.name} out=input, sample {index}", op.name not in UNDEFINED_IN_PLACE

@@ -28,7 +28,7 @@ for _ in range(count):
 READER = """
 path, total = sys.argv[1], int(sys.argv[2])
 registry, looks = open_registry(path), 0
-while len(registry.versions("m")) < total:
+while not looks or len(registry.versions("m")) < total:
     version = registry.version("m:production")
     assert_is(registry.get(version), version.metadata["number"])
     looks += 1
@@ -45,7 +45,7 @@ for _ in range(int(sys.argv[2])):
 
 TAKER = """
 registry, looks = open_registry(sys.argv[1]), 0
-while registry.versions("m")[-1].number < int(sys.argv[2]):
+while not looks or registry.versions("m")[-1].number < int(sys.argv[2]):
     for version in registry.versions("m"):
         try:
             prototype = registry.get(version)
