@@ -92,6 +92,16 @@ def test_arrays_count_as_private():
     assert torchcow.memory({"array": array}, clone).unique == 2 * array.nbytes
 
 
+def test_slots_are_looked_into_those_with_private_names_too():
+    class Slotted:
+        __slots__ = ("__hidden", "open")
+
+        def __init__(self):
+            self.__hidden, self.open = torch.ones(10), torch.ones(20)
+
+    assert torchcow.memory(Slotted()).logical == 120
+
+
 def test_plain_numbers():
     memory = torchcow.memory(*family(1))
     plain = json.loads(json.dumps(memory.to_dict()))

@@ -18,7 +18,7 @@ from torch import nn
 
 import torchcow
 from _oracle import STARTS_PROCESSES
-from torchcow import Prototype, Registry, RegistryError
+from torchcow import Prototype, RegistryError
 
 
 def model(value=1.0):
@@ -31,16 +31,6 @@ def model(value=1.0):
 
 def value(prototype):
     return prototype._snapshot[0].weight[0, 0].item()
-
-
-@pytest.fixture(params=["memory", "folder"])
-def registry(request, tmp_path):
-    made = Registry(None if request.param == "memory" else tmp_path / "registry")
-    yield made
-    made._prototypes.clear()
-    made.close()
-    if made._library is not None:
-        vars(made._library.shelf).clear()
 
 
 def texts(versions):

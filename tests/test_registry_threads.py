@@ -30,16 +30,6 @@ class Twin(nn.Module):
         return self.a.detach().clone(), self.b.detach().clone()
 
 
-@pytest.fixture(params=["memory", "folder"])
-def registry(request, tmp_path):
-    made = Registry(None if request.param == "memory" else tmp_path / "registry")
-    yield made
-    made._prototypes.clear()
-    made.close()
-    if made._library is not None:
-        vars(made._library.shelf).clear()
-
-
 def together(*works):
     """Run all at once; whatever one of them raises is raised here."""
     errors = []

@@ -15,6 +15,9 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 _PLAIN = frozenset({dict, OrderedDict, set, list, tuple})
 _ATOMIC = frozenset({str, bytes, int, float, bool, complex, type(None), torch.dtype, torch.device})
 
+#: An integer type of each item size: a view or a copy through it keeps bits, whatever they stand for.
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def named_tensors(obj: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (dotted name, tensor) for modules, optimizers, mappings, sequences and attributes; each tensor once."""
@@ -63,8 +66,17 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.view(integers[tensor.element_size()])
+    return tensor.view(INTEGERS[tensor.element_size()])
+
+
+def slots(cls: type) -> Iterator[str]:
+    """Yield the names of the slots of a class and its bases."""
+    for base in cls.__mro__:
+        names = base.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__"):
+                private = name.startswith("__") and not name.endswith("__")
+                yield f"_{base.__name__.lstrip('_')}{name}" if private else name
 
 
 class _Walk:
@@ -129,8 +141,6 @@ class _Walk:
     def attributes(self, obj: Any, start: str) -> None:
         for key, value in getattr(obj, "__dict__", {}).items():
             self.visit(value, start + key)
-        for cls in type(obj).__mro__:
-            slots = cls.__dict__.get("__slots__", ())
-            for key in (slots,) if isinstance(slots, str) else slots:
-                if key not in ("__dict__", "__weakref__") and hasattr(obj, key):
-                    self.visit(getattr(obj, key), start + key)
+        for key in slots(type(obj)):
+            if hasattr(obj, key):
+                self.visit(getattr(obj, key), start + key)

@@ -115,8 +115,8 @@ def reserve(
     found = list(_shared(obj))
     if names is not None:
         found = _named(obj, found, [names] if isinstance(names, str) else list(names))
-    worst = worst_case(obj)
-    if fraction is None and bytes is not None:
+    if bytes is not None:
+        worst = worst_case(obj)
         if bytes < 0 or bytes > worst:
             raise ValueError(f"reserve: expected 0 to {worst} bytes, all that {_kind(obj)} can need, got {bytes}")
         fraction = bytes / worst if worst else 0.0

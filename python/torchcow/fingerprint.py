@@ -7,12 +7,11 @@ from collections.abc import Iterator
 
 import torch
 
+from torchcow._tensors import INTEGERS
+
 #: Elements in a piece: as many as torch copies in the calling thread. Waiting for its other threads at each piece
 #: costs more than the hash when the cores are busy.
 PIECE = 1 << 15
-
-#: An integer type of the same item size: a copy through it moves bits, whatever they stand for.
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(tensor: torch.Tensor) -> str:
@@ -45,7 +44,7 @@ def pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
     """Yield the bytes of a tensor in C order; each piece is valid until the next one is asked for."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     # An expanded or transposed tensor is copied block by block, never as a whole.
-    bits = plain.view(_BITS[plain.element_size()])
+    bits = plain.view(INTEGERS[plain.element_size()])
     if bits.numel() == 0:
         return
     buffer = bytearray(min(PIECE, bits.numel()) * bits.element_size())
@@ -74,7 +73,7 @@ def _blocks(tensor: torch.Tensor, limit: int) -> Iterator[torch.Tensor]:
 
 def fill(tensor: torch.Tensor, offset: int, piece: memoryview) -> None:
     """Copy ``piece`` to byte ``offset`` of a contiguous tensor, by an operator."""
-    bits = tensor.view(_BITS[tensor.element_size()]).view(-1)
+    bits = tensor.view(INTEGERS[tensor.element_size()]).view(-1)
     size = tensor.element_size()
     with torch.no_grad():
         source = torch.frombuffer(piece, dtype=bits.dtype)

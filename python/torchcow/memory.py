@@ -131,8 +131,9 @@ class Memory(Tabular):
             table.caption = f"{len(names) - len(parts)} objects are not shown. {table.caption}"
         for name, part in parts.items():
             table.rows.append((name, *(size(n) for n in (part.logical, part.private, part.shared, part.fair_share))))
-        if len(self.by_device()) > 1:
-            for name, part in self.by_device().items():
+        devices = self.by_device()
+        if len(devices) > 1:
+            for name, part in devices.items():
                 figures = (part.logical, part.private, part.shared, part.fair_share)
                 table.rows.append((f"on {name}", *(size(n) for n in figures)))
         table.rows.append(("together", *(size(n) for n in (self.logical, self.private, self.shared, self.fair_share))))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from torchcow._tensors import slots
 from torchcow.state.plain import NotPlainError, encode
 
 #: Tables of a module that hold its parts, and those that hold hooks, which come from the structure.
@@ -72,16 +73,6 @@ def attributes(obj: Any) -> dict[str, Any]:
         if hasattr(obj, name):
             found[name] = getattr(obj, name)
     return found
-
-
-def slots(cls: type) -> Iterator[str]:
-    """Yield the names of the slots of a class and its bases."""
-    for base in cls.__mro__:
-        names = base.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if name not in ("__dict__", "__weakref__"):
-                private = name.startswith("__") and not name.endswith("__")
-                yield f"_{base.__name__.lstrip('_')}{name}" if private else name
 
 
 def set_attribute(obj: Any, name: str, value: Any) -> None:
