@@ -10,6 +10,7 @@ namespace torchcow {
 void bind_clone(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
 void bind_listener(pybind11::module_& module);
+void bind_reading(pybind11::module_& module);
 void bind_testing(pybind11::module_& module);
 
 /// False once the interpreter is going down: whoever asks for its lock then would hang.

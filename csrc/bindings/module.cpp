@@ -17,5 +17,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   torchcow::bind_clone(module);
   torchcow::bind_ledger(module);
   torchcow::bind_listener(module);
+  torchcow::bind_reading(module);
   torchcow::bind_testing(module);
 }

@@ -48,6 +48,7 @@ struct Sharer {
   bool claimed = false;                            ///< a materialization is under way (materialize.h)
   std::thread::id claimant = {};
   std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (registry.h)
+  std::size_t readings = 0;       ///< scopes in which raw pointers only read (reading.h)
   std::shared_ptr<Reserve> reserve =
       nullptr;             ///< memory set aside for the first write; not touched while another has claimed it
   Sharer* next = nullptr;  ///< the block's list, or the garbage
@@ -60,7 +61,8 @@ struct Sharer {
 /// started before the move.
 struct Leaver {
   WeakStorage storage;
-  double left_at = 0;  ///< seconds, steady clock
+  double left_at = 0;     ///< seconds, steady clock
+  bool pointers = false;  ///< raw pointers may look into the block as long as the storage lives (reading.h)
 };
 
 /// A list, so that a leaver can be made before the move, and added in a step that cannot fail.

@@ -1,11 +1,10 @@
 #include "reshare.h"
 
-#include "registry.h"
-#include "retire.h"
+#include "relocate.h"
 #include "stream_order.h"
 #include "write_hook.h"
 
-#include <memory>
+#include <optional>
 
 namespace torchcow {
 
@@ -41,14 +40,7 @@ bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const 
   Block& left = *old->block;
   Block& block = *new_clone->block;
   const auto home = old->home;
-  auto sharer = std::make_unique<Sharer>(Sharer{&block, new_clone->offset, new_clone->bytes, &joiner, home});
-  sharer->reserve = old->reserve;
-  Leavers leaver{{WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&joiner))}};
-  // Nothing after this point can fail.
-  write_hook::move(joiner, *sharer);
-  block.link(*sharer.release());
-  ++state.sharer_count;
-  leave(*old, std::move(leaver), garbage);
+  relocate(*old, block, new_clone->offset, garbage);
   lock.unlock();
   // Both blocks live as long as the clones: what is queued still reads the old one, what comes reads the new one.
   for (const auto& stream : {here, home}) {

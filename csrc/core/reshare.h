@@ -8,8 +8,7 @@
 /// which no write reaches, and calls `join` while they are alive. A storage that was written in between has left the
 /// block of its clone, and stays where it is.
 ///
-/// The storage moves as in a first write: pointers into the memory that it leaves stay valid as long as anybody may
-/// read through them (retire.h), and its next write is noticed as before.
+/// How a storage moves: relocate.h.
 ///
 /// Threads: any. Streams: the caller has waited for the device, so that what was compared is what is there. From now on
 /// the storage may be read on the current stream, and where it is at home.

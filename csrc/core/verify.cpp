@@ -2,6 +2,7 @@
 
 #include "device_copy.h"
 #include "device_kernels.h"
+#include "pin.h"
 #include "registry.h"
 #include "stream_order.h"
 
@@ -34,40 +35,17 @@ std::uint64_t checksum(const Block& block) {
   return host_checksum(host.const_data_ptr(), block.bytes);
 }
 
-/// The live blocks that are not about to go, each held by a sharer of ours, so that nobody steals or frees them:
-/// checksums take long and may run torch operators, which the registry's mutex forbids.
-class Pins {
- public:
-  Pins() {
-    std::lock_guard lock(registry().mutex);
-    pins_.reserve(registry().block_count);
-    for (auto* block = registry().blocks; block != nullptr; block = block->next) {
-      // A further sharer would come too late for a steal, and make a share that is taken back move its source.
-      if (!block->taken && !block->on_probation()) hold(*block);
-    }
+/// The live blocks that `wanted` says yes to, held: checksums take long and may run torch operators.
+template <typename Wanted>
+std::vector<Pin> pin_blocks(Wanted&& wanted) {
+  std::vector<Pin> pins;
+  std::lock_guard lock(registry().mutex);
+  pins.reserve(registry().block_count);  // a pin that finds no room would ask for the mutex again
+  for (auto* block = registry().blocks; block != nullptr; block = block->next) {
+    if (may_be_pinned(*block) && wanted(*block)) pins.emplace_back(*block);
   }
-  Pins(const Pins&) = delete;
-  Pins& operator=(const Pins&) = delete;
-  ~Pins() {
-    Garbage garbage;
-    std::lock_guard lock(registry().mutex);
-    for (auto* pin : pins_) {
-      leave(*pin, {}, garbage);
-    }
-  }
-
-  [[nodiscard]] const std::vector<Sharer*>& all() const noexcept { return pins_; }
-
- private:
-  void hold(Block& block) {
-    auto* pin = new Sharer{&block, 0, 0, nullptr};
-    block.link(*pin);
-    ++registry().sharer_count;
-    pins_.push_back(pin);
-  }
-
-  std::vector<Sharer*> pins_;
-};
+  return pins;
+}
 
 void set_fingerprint(Block& block) {
   const auto sum = checksum(block);
@@ -80,23 +58,26 @@ void set_fingerprint(Block& block) {
 void arm_fingerprints(bool on) {
   armed = on;
   if (!on) return;
-  const Pins pins;
-  for (const auto* pin : pins.all()) {
-    if (!pin->block->fingerprint) set_fingerprint(*pin->block);
-  }
+  for (const auto& pin : pin_blocks([](const Block& block) { return !block.fingerprint; })) set_fingerprint(pin.block());
 }
 
 void fingerprint(Block& block) {
   if (armed) set_fingerprint(block);
 }
 
+std::unordered_map<std::uint64_t, std::uint64_t> checksums(const std::unordered_set<std::uint64_t>& blocks) {
+  std::unordered_map<std::uint64_t, std::uint64_t> sums;
+  for (const auto& pin : pin_blocks([&](const Block& block) { return blocks.contains(block.id); })) {
+    sums.emplace(pin.block().id, checksum(pin.block()));
+  }
+  return sums;
+}
+
 std::vector<Damage> verify(std::size_t& looked_at) {
   std::vector<Damage> damages;
   looked_at = 0;
-  const Pins pins;
-  for (const auto* pin : pins.all()) {
-    const Block& block = *pin->block;
-    if (!block.fingerprint) continue;
+  for (const auto& pin : pin_blocks([](const Block& block) { return block.fingerprint.has_value(); })) {
+    const Block& block = pin.block();
     ++looked_at;
     if (checksum(block) != *block.fingerprint) damages.push_back({block.id, block.bytes, block.device()});
   }

@@ -3,6 +3,8 @@
 #include "block.h"
 
 #include <cstdint>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 /// verify: proof that nobody wrote into a shared block (I1).
@@ -23,6 +25,9 @@ struct Damage {
   std::size_t bytes;
   c10::Device device;
 };
+
+/// The checksums of those of `blocks` that live now, by the number of the block.
+std::unordered_map<std::uint64_t, std::uint64_t> checksums(const std::unordered_set<std::uint64_t>& blocks);
 
 /// The blocks whose bytes have changed; `looked_at` counts those that were compared.
 std::vector<Damage> verify(std::size_t& looked_at);

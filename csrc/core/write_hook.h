@@ -53,6 +53,11 @@ c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept;
 /// Makes an armed `storage` read what `sharer` reads. The sharer that it had is the caller's to take off its block.
 void move(c10::StorageImpl& storage, Sharer& sharer) noexcept;
 
+/// Lets an armed `storage` hand out mutable pointers without a word until `resume` (reading.h). It stays a sharer, and
+/// looks armed.
+void suspend(c10::StorageImpl& storage) noexcept;
+void resume(c10::StorageImpl& storage) noexcept;
+
 /// Gives `storage` memory of its own and disarms it. `from_hook`: torch called us, and finishes the
 /// disarming itself after our return.
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noexcept;

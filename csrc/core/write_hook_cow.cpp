@@ -51,7 +51,9 @@
 ///   8. A storage that is resized forgets its context without a word. `sharer_of` sees that the DataPtr
 ///      is no longer ours, and `sweep` looks for such storages.
 ///      Moving a storage to shared memory also takes our allocator off it, so hooks are found by storage.
-///   9. Exchanging what two storages hold exchanges their allocators too (torch 2.12). A Hook that was not where
+///   9. A suspended storage (reading.h) has its flag cleared, so that (a) never comes to (b). Torch sets it again when
+///      it exchanges the DataPtr, which is harmless: a read un-shares then.
+///  10. Exchanging what two storages hold exchanges their allocators too (torch 2.12). A Hook that was not where
 ///      it had been put may be the allocator of any storage: when its own dies it is `orphaned`, not deleted.
 ///
 /// The registry's mutex guards all Hooks, and each change of a DataPtr but (e).
@@ -94,6 +96,9 @@ constexpr std::int64_t endless = std::int64_t{1} << 40;
 
 /// What this thread's `allocate` has answered: `copy_data` follows, and must leave it alone.
 thread_local const void* answered = nullptr;
+
+/// How many storages are suspended.
+std::atomic<std::size_t> suspended{0};
 
 class Hook;
 using Hooks = std::unordered_map<const c10::StorageImpl*, Hook*>;
@@ -183,6 +188,7 @@ class Hook final : public c10::Allocator {
   }
 
   void reseat(c10::DataPtr memory) {
+    end_suspension();
     sharer_ = nullptr;
     if (!ours()) return;  // resized by another thread meanwhile
     const bool simple = memory.get() == memory.get_context() && memory.device().is_cpu();
@@ -196,6 +202,16 @@ class Hook final : public c10::Allocator {
     set_flag(false);
   }
 
+  void suspend() {
+    if (!std::exchange(suspended_, true)) ++suspended;  // before the flag: `looks_armed` misses no sharer
+    set_flag(false);
+  }
+
+  void resume() {
+    set_flag(true);
+    end_suspension();
+  }
+
   /// Ends what lingering costs, and the lingering itself if nobody else can be about (4).
   void settle() {
     if (!lingers() || !quiet()) return;
@@ -205,6 +221,7 @@ class Hook final : public c10::Allocator {
 
   /// The storage dies.
   Sharer* close() {
+    end_suspension();
     closed_ = true;
     return std::exchange(sharer_, nullptr);
   }
@@ -221,6 +238,7 @@ class Hook final : public c10::Allocator {
       settle();
       return;
     }
+    end_suspension();
     if (sharer_ != nullptr) gone.push_back(std::exchange(sharer_, nullptr));
     garbage.push_back(abandoned_memory());
   }
@@ -236,6 +254,10 @@ class Hook final : public c10::Allocator {
   [[nodiscard]] bool quiet() const {
     const std::unique_lock lock(mutex_of(*context_), std::try_to_lock);
     return lock.owns_lock();
+  }
+
+  void end_suspension() {
+    if (std::exchange(suspended_, false)) --suspended;
   }
 
   void set_flag(bool on) {
@@ -288,7 +310,8 @@ class Hook final : public c10::Allocator {
   Context* context_ = nullptr;  ///< owns the memory of a storage that lingers
   Sharer* sharer_ = nullptr;
   bool closed_ = false;
-  bool strayed_ = false;  ///< another storage may have this as its allocator (9)
+  bool suspended_ = false;
+  bool strayed_ = false;  ///< another storage may have this as its allocator (10)
 };
 
 /// The hook of a storage that has one: usually its allocator.
@@ -363,7 +386,7 @@ Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
 
 bool looks_armed(const c10::StorageImpl& storage) noexcept {
   auto& mutable_storage = const_cast<c10::StorageImpl&>(storage);
-  return std::atomic_ref(flag_of(mutable_storage)).load(std::memory_order_acquire) &&
+  return (std::atomic_ref(flag_of(mutable_storage)).load(std::memory_order_acquire) || suspended > 0) &&
          table_of(mutable_storage) == hooked_table();
 }
 
@@ -386,6 +409,10 @@ void prepare(c10::StorageImpl& storage) {
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept { return hook_of(storage)->arm(sharer); }
 
 void move(c10::StorageImpl& storage, Sharer& sharer) noexcept { hook_of(storage)->move(sharer); }
+
+void suspend(c10::StorageImpl& storage) noexcept { hook_of(storage)->suspend(); }
+
+void resume(c10::StorageImpl& storage) noexcept { hook_of(storage)->resume(); }
 
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool) noexcept {
   hook_of(storage)->reseat(std::move(memory));

@@ -78,11 +78,22 @@ void move(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   storage.set_data_ptr_noswap(pointer_to(sharer));
 }
 
+void suspend(c10::StorageImpl& storage) noexcept { storage.clear_materializer(); }
+
+void resume(c10::StorageImpl& storage) noexcept {
+  if (!storage.has_materializer()) storage.set_materializer(&on_first_write);
+}
+
 void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noexcept {
   storage._mutable_data_ptr_no_checks().release_context();
   storage.set_data_ptr_noswap(std::move(memory));
-  // Until torch has cleared the hook, `readiness` is busy: nobody arms a storage that is about to lose it.
-  if (!from_hook) storage.clear_materializer();
+  if (from_hook) {
+    // Until torch has cleared the hook, `readiness` is busy: nobody arms a storage that is about to lose it. The hook
+    // may have been suspended since torch called it.
+    resume(storage);
+  } else {
+    storage.clear_materializer();
+  }
 }
 
 c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {

@@ -1,6 +1,6 @@
-#include "call.h"
+#include "references.h"
 
-#include "write_hook.h"
+#include "call.h"
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -44,24 +44,31 @@ References references_to(const c10::StorageImpl& source, const std::vector<MetTe
   return found;
 }
 
-/// Meets every tensor among `objects` (all that the garbage collector tracks) that lies on one of `storages`.
-void meet_all(SharingCall& call, const py::list& objects, const std::unordered_set<const c10::StorageImpl*>& storages) {
+}  // namespace
+
+bool explained(const c10::StorageImpl& storage, const std::vector<MetTensor>& tensors, std::size_t own) {
+  const auto references = references_to(storage, tensors);
+  return references.all_explained &&
+         c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(&storage)) <=
+             references.tensors + python_references(storage) + own;
+}
+
+void visit_tracked_tensors(c10::function_ref<void(c10::TensorImpl&, c10::StorageImpl&)> visit) {
   auto* tensor_type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
-  for (auto object : objects) {
+  for (auto object : py::list(py::module_::import("gc").attr("get_objects")())) {
     // No isinstance: it would ask each object for its __class__, which runs foreign code.
     if (!PyType_IsSubtype(Py_TYPE(object.ptr()), tensor_type)) continue;
     const auto& tensor = THPVariable_Unpack(object.ptr());
     if (!tensor.defined() || !tensor.unsafeGetTensorImpl()->has_storage()) continue;
     auto* impl = tensor.unsafeGetTensorImpl();
-    if (storages.contains(impl->unsafe_storage().unsafeGetStorageImpl())) call.meet(*impl);
+    if (auto* storage = impl->unsafe_storage().unsafeGetStorageImpl()) visit(*impl, *storage);
   }
 }
 
-bool explained(const SharingCall& call, const SharingCall::Made& made) {
-  const auto references = references_to(*made.source, call.met(*made.source));
-  // One more: `made` itself.
-  return references.all_explained &&
-         made.source.use_count() <= references.tensors + python_references(*made.source) + 1;
+namespace {
+
+bool confirmed(const SharingCall& call, const SharingCall::Made& made) {
+  return explained(*made.source, call.met(*made.source), 1);  // `made` itself holds it
 }
 
 }  // namespace
@@ -72,7 +79,7 @@ void Call::finish() {
   for (const auto& made : sharing.made()) {
     // An array whose tensor is among the met ones leaves no other trace than a storage that NumPy has seen.
     const bool unseen = !strict_ || made.source->resizable();
-    if (unseen && explained(sharing, made)) {
+    if (unseen && confirmed(sharing, made)) {
       SharingCall::confirm(made);
     } else {
       doubtful.push_back(&made);
@@ -81,9 +88,13 @@ void Call::finish() {
   }
   if (doubtful.empty()) return;
   // All that the garbage collector tracks: slow, so at most once.
-  if (!strict_) meet_all(sharing, py::module_::import("gc").attr("get_objects")(), storages);
+  if (!strict_) {
+    visit_tracked_tensors([&](auto& tensor, auto& storage) {
+      if (storages.contains(&storage)) sharing.meet(tensor);
+    });
+  }
   for (const auto* made : doubtful) {
-    if (!strict_ && made->source->resizable() && explained(sharing, *made)) {
+    if (!strict_ && made->source->resizable() && confirmed(sharing, *made)) {
       SharingCall::confirm(*made);
     } else {
       SharingCall::take_back(*made, strict_ ? Reason::strict : Reason::outside);

@@ -5,7 +5,7 @@ from torchcow.clone import clone
 from torchcow.components import CloneError
 from torchcow.delta import load_delta, save_delta
 from torchcow.diff import Diff, TensorDiff, diff
-from torchcow.errors import FileError, RegistryError, StateError
+from torchcow.errors import FileError, IsolationError, RegistryError, StateError
 from torchcow.explain import Explanation, Unshared, explain
 from torchcow.ledger import Event, Ledger, events, is_shared, ledger
 from torchcow.materialize import materialize
@@ -13,6 +13,7 @@ from torchcow.memory import Memory, memory
 from torchcow.parts import PathError
 from torchcow.patch import Patch, deepcopy, patch
 from torchcow.prototype import Prototype
+from torchcow.reading import reading
 from torchcow.registry import Registry, Version
 from torchcow.reshare import Reshared, reshare
 from torchcow.trace import Callback, Materialization, Trace, on_materialize, trace
@@ -26,6 +27,7 @@ __all__ = [
     "Event",
     "Explanation",
     "FileError",
+    "IsolationError",
     "Ledger",
     "Materialization",
     "Memory",
@@ -54,6 +56,7 @@ __all__ = [
     "memory",
     "on_materialize",
     "patch",
+    "reading",
     "reserve",
     "reshare",
     "save_delta",

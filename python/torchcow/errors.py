@@ -1,6 +1,10 @@
-"""The errors of what is written to files and read from them: one family, all of them ``ValueError``."""
+"""The errors of what is written to files and read from them, one family, all ``ValueError``; and the worst one."""
 
 from __future__ import annotations
+
+
+class IsolationError(AssertionError):
+    """Shared memory was written where the barrier could not see it; all that share it hold wrong values."""
 
 
 class StateError(ValueError):

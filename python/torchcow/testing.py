@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torchcow._native import _C
+from torchcow.errors import IsolationError
 
 __all__ = ["IsolationError", "fail_allocations", "load_test_operators", "verify"]
 
 _C.arm_fingerprints(True)
-
-
-class IsolationError(AssertionError):
-    """Shared memory was written: somebody held a raw pointer that the barrier cannot see."""
 
 
 def verify() -> int:

@@ -1,0 +1,36 @@
+#include "bindings.h"
+
+#include "reading_scope.h"
+
+#include <memory>
+#include <utility>
+
+namespace py = pybind11;
+
+namespace torchcow {
+
+namespace {
+
+/// (stayed, damaged, outside, numpy) for each tensor
+py::list leave(ReadingScope& scope) {
+  py::list list;
+  for (const auto& outcome : scope.leave()) {
+    list.append(py::make_tuple(outcome.stayed, outcome.damaged, outcome.outside, outcome.numpy));
+  }
+  return list;
+}
+
+}  // namespace
+
+void bind_reading(py::module_& module) {
+  py::class_<ReadingScope>(module, "ReadingScope")
+      .def("covered", &ReadingScope::covered)
+      .def("leave", &leave)
+      .def("part", &ReadingScope::part, py::arg("index"));
+  module.def(
+      "begin_reading",
+      [](py::list tensors, bool checksum) { return std::make_unique<ReadingScope>(std::move(tensors), checksum); },
+      py::arg("tensors"), py::arg("checksum"));
+}
+
+}  // namespace torchcow

@@ -1,0 +1,19 @@
+#include "pin.h"
+
+#include "registry.h"
+
+namespace torchcow {
+
+Pin::Pin(Block& block) : sharer_(new Sharer{&block, 0, 0, nullptr}) {
+  block.link(*sharer_);
+  ++registry().sharer_count;
+}
+
+Pin::~Pin() {
+  if (sharer_ == nullptr) return;
+  Garbage garbage;
+  std::lock_guard lock(registry().mutex);
+  leave(*sharer_, {}, garbage);
+}
+
+}  // namespace torchcow

@@ -1,0 +1,22 @@
+#include "relocate.h"
+
+#include "write_hook.h"
+
+#include <memory>
+
+namespace torchcow {
+
+void relocate(Sharer& sharer, Block& block, std::size_t offset, Garbage& garbage) {
+  auto moved = std::make_unique<Sharer>(Sharer{&block, offset, sharer.bytes, sharer.storage, sharer.home});
+  moved->reserve = sharer.reserve;
+  moved->readings = sharer.readings;
+  Leavers leaver{{WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(sharer.storage)), 0,
+                  /*pointers=*/sharer.readings > 0}};
+  // Nothing after this point can fail.
+  write_hook::move(*sharer.storage, *moved);
+  block.link(*moved.release());
+  ++registry().sharer_count;
+  leave(sharer, std::move(leaver), garbage);
+}
+
+}  // namespace torchcow

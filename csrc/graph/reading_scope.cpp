@@ -1,0 +1,106 @@
+#include "reading_scope.h"
+
+#include "barrier.h"
+#include "references.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+namespace torchcow {
+
+namespace {
+
+using Tensors = std::unordered_map<const c10::StorageImpl*, std::vector<MetTensor>>;
+
+void meet(Tensors& tensors, const c10::StorageImpl* storage, c10::TensorImpl& tensor) {
+  const auto known = tensors.find(storage);
+  if (known == tensors.end()) return;
+  const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
+  if (std::none_of(known->second.begin(), known->second.end(), same))
+    known->second.push_back(MetTensor::reclaim_copy(&tensor));
+}
+
+/// The caller holds `storage` once.
+bool may_be_looked_into(const c10::StorageImpl& storage, const std::vector<MetTensor>& tensors) {
+  return !explained(storage, tensors, 1);
+}
+
+/// NumPy's tensor is one that Python can see, so all tensors over the storage must be those of the scope.
+bool has_other_tensors(c10::StorageImpl& storage, const std::vector<MetTensor>& tensors) {
+  return c10::raw::intrusive_ptr::use_count(&storage) > tensors.size() + python_references(storage) + 1;
+}
+
+}  // namespace
+
+ReadingScope::ReadingScope(py::list tensors, bool checksum) : tensors_(std::move(tensors)) {
+  std::vector<c10::StorageImpl*> storages;
+  for (auto object : tensors_) {
+    auto* storage = storage_of(object.cast<at::Tensor>());
+    storages_.push_back(storage);
+    if (storage != nullptr) storages.push_back(storage);
+  }
+  std::sort(storages.begin(), storages.end());
+  storages.erase(std::unique(storages.begin(), storages.end()), storages.end());
+  reading_.emplace(storages, checksum);
+}
+
+std::vector<bool> ReadingScope::covered() const {
+  const auto list = reading_->covered();
+  const std::unordered_set<const c10::StorageImpl*> covered(list.begin(), list.end());
+  std::vector<bool> answers;
+  for (const auto* storage : storages_) answers.push_back(covered.contains(storage));
+  return answers;
+}
+
+std::vector<ReadingScope::Outcome> ReadingScope::leave() {
+  const auto outcomes = reading_->leave();
+  std::unordered_map<const c10::StorageImpl*, Outcome> found;
+  std::unordered_map<const c10::StorageImpl*, c10::intrusive_ptr<c10::StorageImpl>> held;
+  Tensors tensors;
+  for (const auto& outcome : outcomes) {
+    auto storage = outcome.storage.lock();
+    if (!storage) continue;
+    tensors[storage.get()];
+    found[storage.get()] = {outcome.stayed, outcome.damaged, false, outcome.seen_by_numpy};
+    outcomes_.emplace(storage.get(), outcome);
+    held.emplace(storage.get(), std::move(storage));
+  }
+  for (auto object : tensors_) {
+    const auto& tensor = THPVariable_Unpack(object.ptr());
+    meet(tensors, storage_of(tensor), *tensor.unsafeGetTensorImpl());
+  }
+  std::unordered_set<const c10::StorageImpl*> doubtful;
+  for (auto& [storage, outcome] : found) {
+    outcome.outside = outcome.numpy && has_other_tensors(*held.at(storage), tensors.at(storage));
+    if (!outcome.outside && may_be_looked_into(*storage, tensors.at(storage))) doubtful.insert(storage);
+  }
+  if (!doubtful.empty()) {
+    visit_tracked_tensors([&](auto& tensor, auto& storage) {
+      if (doubtful.contains(&storage)) meet(tensors, &storage, tensor);
+    });
+    for (const auto* storage : doubtful) {
+      found.at(storage).outside = may_be_looked_into(*storage, tensors.at(storage));
+    }
+  }
+  std::vector<Outcome> answers;
+  for (const auto* storage : storages_) {
+    const auto outcome = found.find(storage);
+    answers.push_back(outcome == found.end() ? Outcome() : outcome->second);
+  }
+  return answers;
+}
+
+bool ReadingScope::part(std::size_t index) const {
+  const auto outcome = outcomes_.find(storages_.at(index));
+  if (outcome == outcomes_.end()) return true;
+  const auto owner = outcome->second.storage.lock();
+  std::vector<c10::intrusive_ptr<c10::StorageImpl>> siblings;
+  visit_tracked_tensors([&](auto&, auto& storage) {
+    siblings.push_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
+  });
+  return torchcow::part(outcome->second.block, siblings, owner.get());
+}
+
+}  // namespace torchcow

@@ -1,0 +1,46 @@
+#pragma once
+
+#include "python.h"
+
+#include "reading.h"
+
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+/// One `torchcow.reading` scope: the tensors that Python named, and whether pointers to them outlive it.
+///
+/// Threads: under the interpreter lock.
+
+namespace torchcow {
+
+class ReadingScope {
+ public:
+  ReadingScope(py::list tensors, bool checksum);
+
+  /// For each tensor: can raw pointers to it be asked for without un-sharing it?
+  [[nodiscard]] std::vector<bool> covered() const;
+
+  struct Outcome {
+    bool stayed = false;   ///< it shares the same memory as when the scope began
+    bool damaged = false;  ///< that memory has other bytes now
+    bool outside = false;  ///< something that is no tensor of Python may still look into it
+    bool numpy = false;    ///< NumPy looked into it; whether an array is left cannot be seen from here
+  };
+
+  /// Ends the scope. For each tensor: what became of it.
+  std::vector<Outcome> leave();
+
+  /// After `leave`: whoever still looks into the memory of this tensor looks into memory that nobody else shares.
+  /// False: that could not be reached.
+  bool part(std::size_t index) const;
+
+ private:
+
+  py::list tensors_;
+  std::vector<const c10::StorageImpl*> storages_;  ///< of the tensors, when the scope began; for comparison only
+  std::optional<Reading> reading_;
+  std::unordered_map<const c10::StorageImpl*, Reading::Outcome> outcomes_;
+};
+
+}  // namespace torchcow
