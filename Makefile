@@ -30,7 +30,8 @@ requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build demo test test-models native-test lint format asan tsan test-torch bench gpu clean
+.PHONY: help venv build demo test test-models native-test lint format docs docs-links asan tsan \
+  test-torch bench gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -61,7 +62,7 @@ $(VENV)/.build: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
-	$(call requirements,build dev)
+	$(call requirements,build dev docs)
 	touch $@ $(VENV)/.build
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
@@ -122,6 +123,12 @@ format: $(VENV)/.dev ## lay out Python and C++ files as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(if $(CLANG_FORMAT),$(CLANG_FORMAT) -i $(CXX_FILES))
+
+docs: $(VENV)/.dev build ## the documents as HTML, in build/docs; any broken reference is an error
+	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs
+
+docs-links: $(VENV)/.dev build ## look whether the addresses that the documents link to exist; needs a network
+	$(BIN)/python -m sphinx -b linkcheck docs build/docs-links
 
 asan: $(VENV)/.dev ## C++ and Python tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHON=$(BIN)/python tests/sanitizers/run_asan.sh

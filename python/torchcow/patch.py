@@ -23,7 +23,7 @@ _original: Any = getattr(_function, "__code__", None)
 
 
 class Patch:
-    """A patch that is on. :meth:`remove` ends it, and so does the end of a ``with`` block."""
+    """A patch that is on. :meth:`Patch.remove` ends it, and so does the end of a ``with`` block."""
 
     def __init__(self, exclude: tuple[type, ...]):
         self._exclude = exclude

@@ -48,7 +48,7 @@ class Materialization:
 
 
 class Callback:
-    """A callback that is on until :meth:`remove`, or until the end of a ``with`` block."""
+    """A callback that is on until :meth:`Callback.remove`, or until the end of a ``with`` block."""
 
     def __init__(self, function: Callable[[Materialization], object], stacks: bool = False) -> None:
         self.function = function

@@ -16,10 +16,11 @@ class Adapter(Protocol):
     """
 
     reducers: Sequence[tuple[type, Reducer]]
-    """How prototypes copy the instances of a class, instead of by the class's own protocol: pairs of the class and a
-    function that takes an instance and returns what ``__reduce_ex__`` may return. A sixth part is allowed, as in
-    pickle: a function that puts the copied state into the copy. A string means: this object is its own copy, and
-    ``NotImplemented``: it is copied by its own protocol after all."""
+    """How prototypes copy the instances of some classes, where that is not by the class's own protocol.
+
+    Pairs of the class and a function that takes an instance and returns what ``__reduce_ex__`` may return. A sixth part
+    is allowed, as in pickle: a function that puts the copied state into the copy. A string means that the object is its
+    own copy, and ``NotImplemented`` that it is copied by its own protocol after all."""
 
     def accepts(self, obj: Any) -> bool:
         """Whether this adapter answers for ``obj``."""

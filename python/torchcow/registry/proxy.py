@@ -19,7 +19,7 @@ class Proxy:
 
     The proxy makes one copy-on-write clone of each version that it serves, at the first call, and keeps the two latest.
     Attributes are read from that clone, so what a call or a method changes (running statistics, ``eval()``) stays in
-    the clone, and never reaches the prototype. Attributes cannot be set. Made by :meth:`Registry.proxy`.
+    the clone, and never reaches the prototype. Attributes cannot be set. Made by :meth:`torchcow.Registry.proxy`.
 
     Example:
         >>> import torch, torchcow

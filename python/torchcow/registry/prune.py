@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What :meth:`Registry.prune` did.
+    """What :meth:`torchcow.Registry.prune` did.
 
     ``bytes`` is what was given back: disk space of a registry in a folder, else memory that only removed versions had.
     ``kept`` says of each version that stayed why: ``"latest"``, ``"tag production"``, ``"rollback of production"``,
@@ -44,7 +44,7 @@ def plan(registry: Registry, keep: int, name: str | None, squash: bool) -> Prune
 
 
 def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> PruneReport:
-    """Carry out :meth:`Registry.prune`."""
+    """Carry out :meth:`torchcow.Registry.prune`."""
     library = registry._library
     before = torchcow.memory(*registry._prototypes.values()).unique
     freed = 0

@@ -18,7 +18,7 @@ class Split:
 
     With a key, the choice depends on key, seed, targets and weights only, in any process and at any time; a changed
     weight moves as few keys as possible. The keys ``1`` and ``"1"`` are one. Without a key, the choice is random, and
-    repeatable with a seed. Made by :meth:`Registry.split`.
+    repeatable with a seed. Made by :meth:`torchcow.Registry.split`.
 
     Example:
         >>> import torch, torchcow
