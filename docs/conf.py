@@ -6,10 +6,11 @@ import contextlib
 import io
 import re
 
-import torchcow
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+import torchcow
 from torchcow.cli import PROGRAM, main
 
 project = "torchcow"

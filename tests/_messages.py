@@ -10,14 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_ERRORS = re.compile(r"(Error|Mistake|BadParameter)$")
+_ERRORS = re.compile(r"(Error|Mistake|BadParameter|SystemExit)$")
 _MACROS = {"TORCH_CHECK": 1, "TORCH_CHECK_WITH": 2, "PyErr_Format": 1, "PyErr_SetString": 1, "c10::str": 0}
 _CALL = re.compile(r"\b(TORCH_CHECK|TORCH_CHECK_WITH|PyErr_Format|PyErr_SetString|c10::str|(?:py|std)::\w+_error)\(")
 
 
 def python() -> Iterator[tuple[str, str]]:
-    """(where, message) of each error that the package makes."""
-    for file in sorted((ROOT / "python").rglob("*.py")):
+    """(where, message) of each error that the package makes, or its build."""
+    for file in sorted(one for folder in ("python", "cmake") for one in (ROOT / folder).rglob("*.py")):
         module = _Module(ast.parse(file.read_text()))
         for line, text in module.messages():
             yield f"{file.relative_to(ROOT)}:{line}", " ".join(text.split())
@@ -28,6 +28,9 @@ class _Module:
         self.tree = tree
         self.functions = {one.name: one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)}
         self.caught = {one.name for one in ast.walk(tree) if isinstance(one, ast.ExceptHandler)}
+        #: Functions that make an error out of their first argument; what is within them is told by their calls.
+        self.makers = {name: found for name, one in self.functions.items() if (found := _made_by(one))}
+        self.within = {id(inner) for maker in self.makers for inner in ast.walk(self.functions[maker])}
         self.assigned: dict[str, list[ast.expr]] = {}
         for one in ast.walk(tree):
             if isinstance(one, ast.Assign):
@@ -41,19 +44,25 @@ class _Module:
                 name = ast.unparse(node.exc)
                 if name not in self.caught and name not in self.assigned:
                     yield node.lineno, name
+            elif isinstance(node, ast.FunctionDef) and node.name == "refuse":
+                yield from ((node.lineno, text) for text in self.returned(node))
+            elif isinstance(node, ast.Call):
+                yield from ((node.lineno, text) for text in self.said(node))
             elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and not _name(node.exc.func):
                 yield from ((node.lineno, text) for text in self.texts(node.exc.args[0]))
-            elif isinstance(node, ast.Call) and _ERRORS.search(_name(node.func)) and node.args:
-                what = node.args[1] if _name(node.func) == "Mistake" else node.args[0]
-                yield from ((node.lineno, text) for text in self.texts(what))
-            elif isinstance(node, ast.Call) and _name(node.func) == "_problem":
-                yield from ((node.lineno, text) for text in self.texts(node.args[1]))
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "self.problems.append":
-                yield from ((node.lineno, text) for text in self.texts(node.args[0]))
-        if "refuse" in self.functions:
-            for one in ast.walk(self.tree):
-                if isinstance(one, ast.FunctionDef) and one.name == "refuse":
-                    yield from ((one.lineno, text) for text in self.returned(one))
+
+    def said(self, call: ast.Call) -> Iterator[str]:
+        """The message of a call that makes an error, or notes one."""
+        name = _name(call.func)
+        if name in self.makers:
+            (parameter, template), what = self.makers[name], list(self.texts(call.args[0]))
+            yield from self.joined(template, {parameter: what})
+        elif _ERRORS.search(name) and call.args and id(call) not in self.within:
+            yield from self.texts(call.args[1 if name == "Mistake" else 0])
+        elif name == "_problem":
+            yield from self.texts(call.args[1])
+        elif ast.unparse(call.func) == "self.problems.append":
+            yield from self.texts(call.args[0])
 
     def returned(self, function: ast.FunctionDef) -> Iterator[str]:
         for one in ast.walk(function):
@@ -65,7 +74,7 @@ class _Module:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):
-            yield from self.joined(node)
+            yield from self.joined(node, {})
         elif isinstance(node, ast.BinOp):
             for left in self.texts(node.left):
                 yield from (left + right for right in self.texts(node.right))
@@ -82,7 +91,7 @@ class _Module:
         else:
             yield "{}"
 
-    def joined(self, node: ast.JoinedStr) -> Iterator[str]:
+    def joined(self, node: ast.JoinedStr, known: dict[str, list[str]]) -> Iterator[str]:
         """A text with ``{}``; if it has no words of its own, with the words that a variable in it may have."""
         bare = not any(isinstance(part, ast.Constant) and re.search("[a-z]", str(part.value)) for part in node.values)
         choices: list[list[str]] = []
@@ -90,9 +99,27 @@ class _Module:
             inner = part.value if isinstance(part, ast.FormattedValue) else part
             if isinstance(part, ast.Constant):
                 choices.append([str(part.value)])
+            elif isinstance(inner, ast.Name) and inner.id in known:
+                choices.append(known[inner.id])
             else:
                 choices.append(list(self.texts(inner)) if bare and isinstance(inner, ast.Name) else ["{}"])
         yield from map("".join, itertools.product(*choices))
+
+
+def _made_by(function: ast.FunctionDef) -> tuple[str, ast.JoinedStr] | None:
+    """The first parameter of a function and the text that it makes of it for an error, if that is all it does."""
+    last = function.body[-1]
+    if not isinstance(last, ast.Return) or not isinstance(last.value, ast.Call) or not function.args.args:
+        return None
+    parameter, made = function.args.args[0].arg, last.value
+    if not _ERRORS.search(_name(made.func)) or not made.args or not isinstance(made.args[0], ast.JoinedStr):
+        return None
+    used = {
+        one.value.id
+        for one in made.args[0].values
+        if isinstance(one, ast.FormattedValue) and isinstance(one.value, ast.Name)
+    }
+    return (parameter, made.args[0]) if parameter in used else None
 
 
 def _name(node: ast.expr) -> str:
