@@ -153,6 +153,10 @@ class Prototype:
                 True for a bar in any case, False for none; or a function that is called with how many clones are
                 done, and ``n``.
 
+        Raises:
+            ValueError: ``n`` is negative.
+            TypeError: ``n`` is no whole number.
+
         Example:
             >>> import torch, torchcow
             >>> prototype = torchcow.Prototype(torch.nn.Dropout(0.1))

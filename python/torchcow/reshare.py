@@ -39,6 +39,9 @@ def reshare(*objs: Any) -> Reshared:
     Returns:
         The number of tensors that share now and did not, and the bytes that were given back.
 
+    Raises:
+        RuntimeError: a CUDA graph is being captured; nothing was changed.
+
     Example:
         >>> import torch, torchcow
         >>> model = torch.nn.Linear(1024, 1024, bias=False)

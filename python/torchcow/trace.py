@@ -122,6 +122,9 @@ def on_materialize(function: Callable[[Materialization], object]) -> Callback:
 def trace() -> Iterator[Trace]:
     """Record each first write within the block, of all threads, with the Python stack of whoever made it.
 
+    Returns:
+        A context manager; what it gives is the :class:`Trace`, which can be looked at within the block and after it.
+
     Example:
         >>> import torch, torchcow
         >>> model = torch.nn.Linear(64, 64)

@@ -263,7 +263,11 @@ class Registry:
         return diff(self.get(a), self.get(b))
 
     def fingerprints(self, version: str | Version) -> dict[str, str]:
-        """Return the fingerprints of a version's tensors by dotted name, from the database alone (in a folder)."""
+        """Return the fingerprints of a version's tensors by dotted name, from the database alone (in a folder).
+
+        Raises:
+            RegistryError: no such version, or a registry in memory.
+        """
         if self._library is None:
             raise RegistryError("a registry in memory keeps no fingerprints; use torchcow.fingerprint.fingerprint")
         return self._library.fingerprints(self._identity(reference(version)))
@@ -292,6 +296,9 @@ class Registry:
 
         Args:
             target: ``"production"`` (if one name only has this tag), ``"name:production"``, or a fixed ``"name@3"``.
+
+        Raises:
+            RegistryError: there is none, or several names have the tag.
         """
         with self._database.read() as db:
             wanted = reference(target)
@@ -314,5 +321,8 @@ class Registry:
         Args:
             weights: by target, as for :meth:`proxy`: positive and finite; the sum does not matter.
             seed: of the choice, at random or by key.
+
+        Raises:
+            RegistryError: no such target, no target at all, or a weight that is not positive and finite.
         """
         return Split({target: self.proxy(target) for target in weights}, weights, seed)
