@@ -32,11 +32,14 @@ class _Module:
         self.makers = {name: found for name, one in self.functions.items() if (found := _made_by(one))}
         self.within = {id(inner) for maker in self.makers for inner in ast.walk(self.functions[maker])}
         self.assigned: dict[str, list[ast.expr]] = {}
+        self.appended: dict[str, list[ast.expr]] = {}
         for one in ast.walk(tree):
             if isinstance(one, ast.Assign):
                 for target in one.targets:
                     if isinstance(target, ast.Name):
                         self.assigned.setdefault(target.id, []).append(one.value)
+            if isinstance(one, ast.Call) and ast.unparse(one.func).endswith(".append"):
+                self.appended.setdefault(ast.unparse(one.func)[: -len(".append")], []).append(one.args[0])
 
     def messages(self) -> Iterator[tuple[int, str]]:
         for node in ast.walk(self.tree):
@@ -85,6 +88,9 @@ class _Module:
             yield from self.returned(self.functions[node.func.id])
         elif isinstance(node, ast.Call) and _name(node.func) == "join" and isinstance(node.args[0], ast.List):
             yield " ".join("".join(self.texts(one)) for one in node.args[0].elts)
+        elif isinstance(node, ast.Call) and _name(node.func) == "join" and ast.unparse(node.args[0]) in self.appended:
+            for one in self.appended[ast.unparse(node.args[0])]:
+                yield from self.texts(one)
         elif isinstance(node, ast.Name) and node.id in self.assigned:
             for value in self.assigned[node.id]:
                 yield from self.texts(value)
