@@ -61,7 +61,7 @@ def pattern(entry: str) -> re.Pattern[str]:
 def test_messages_are_found():
     found = messages()
     assert len(found) > 150
-    assert {where.split("/")[0] for where in found.values()} == {"python", "csrc"}
+    assert {where.split("/")[0] for where in found.values()} >= {"python", "csrc"}
 
 
 def test_each_message_has_a_place_in_the_page():
