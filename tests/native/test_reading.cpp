@@ -62,7 +62,17 @@ TEST_F(ReadingTest, OneStorageForEachAddress) {
   EXPECT_EQ(reading.covered().size(), 1U);
 }
 
-// Broken by: a hook that `reseat` leaves suspended: torch clears the one that the next share sets.
+// Broken by: a `reseat` that leaves the hook suspended. A thread had read the hook before the scope began; when it
+// returns, torch clears whatever hook is there, so nobody may arm the storage until then.
+TEST_F(ReadingTest, AThreadInTheHookKeepsTheStorageFromBeingArmed) {
+  if (std::string(write_hook::name) != "materializer") GTEST_SKIP() << "torch 2.11 and 2.12 clear no hook";
+  const auto source = numbers(1000), copy = clone(source);
+  Reading reading({&storage_impl(copy)}, false);
+  EXPECT_TRUE(first_write(&storage_impl(copy)));  // what torch calls
+  EXPECT_EQ(write_hook::readiness(storage_impl(copy)), write_hook::Readiness::busy);
+  storage_impl(copy).mutable_data();  // comes late, and torch clears
+}
+
 TEST_F(ReadingTest, AWriteInTheScopeEndsIt) {
   const auto source = numbers(1000), copy = clone(source);
   Reading reading({&storage_impl(copy)}, false);
@@ -91,14 +101,14 @@ TEST_F(ReadingTest, PointersStayValidAfterAWriteInTheScope) {
 }
 
 TEST_F(ReadingTest, NumpyIsSeenByItsTraceAlone) {
-  const auto source = numbers(1000), copy = clone(source), other = clone(source);
-  storage_impl(other).set_resizable(false);
-  Reading reading({&storage_impl(copy), &storage_impl(other)}, false);
-  Reading of_the_other({&storage_impl(other)}, false);
+  const auto source = numbers(1000), copy = clone(source), loaded = numbers(500);
+  storage_impl(loaded).set_resizable(false);  // what torch.load leaves
+  const auto other = clone(loaded);
+  Reading reading({&storage_impl(copy)}, false), of_the_loaded({&storage_impl(loaded)}, false);
   storage_impl(copy).set_resizable(false);  // what numpy() does
   EXPECT_TRUE(reading.leave().at(0).seen_by_numpy);
-  EXPECT_FALSE(of_the_other.leave().at(0).seen_by_numpy);
-  EXPECT_FALSE(storage_impl(other).resizable()) << "as it was";
+  EXPECT_FALSE(of_the_loaded.leave().at(0).seen_by_numpy);
+  EXPECT_FALSE(storage_impl(loaded).resizable()) << "as it was";
 }
 
 // Broken by: siblings that are not moved, or moved without their offset; an owner that moves.
