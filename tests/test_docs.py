@@ -120,7 +120,7 @@ def test_the_reasons_are_those_of_the_engine() -> None:
     reasons = re.findall(r"^  (\w+),", listed[1], re.MULTILINE)
     rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", (DOCS / "semantics.md").read_text(), re.MULTILINE)
     assert rows == [reason for reason in reasons if reason != "none"]
-    words = re.findall(r'return \{"(\w+)",', (ROOT / "csrc/core/ledger.cpp").read_text())
+    words = re.findall(r'return \{\s*"(\w+)",', (ROOT / "csrc/core/ledger.cpp").read_text())
     assert rows == words
 
 

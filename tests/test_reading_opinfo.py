@@ -13,10 +13,13 @@ import pytest
 import torch
 
 import torchcow
-from _oracle import assert_same, attempt, freeze, tensors_of
-from test_isolation_opinfo import IN_PLACE, OUT, UNINITIALIZED, database, name, samples_of
+from _oracle import TORCH, assert_same, attempt, freeze, tensors_of
+from test_isolation_opinfo import IN_PLACE, OUT, UNINITIALIZED, UNSHARING_READS, database, name, samples_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+#: On torch 2.11 and 2.12 the barrier takes readers for writers that ask for mutable pointers.
+TAKEN_FOR_WRITERS = UNSHARING_READS if TORCH < (2, 13) else set()
 
 
 def run_in_scope(call, tree, what, reads=False):
@@ -61,4 +64,4 @@ def test_out(op):
 @pytest.mark.parametrize("op", [op for op in database.op_db if op.name not in UNINITIALIZED], ids=name)
 def test_plain_call(op):
     for tree in samples_of(op, 1):
-        run_in_scope(lambda t: op(t[0], *t[1], **t[2]), tree, op.name, reads=True)
+        run_in_scope(lambda t: op(t[0], *t[1], **t[2]), tree, op.name, reads=op.name not in TAKEN_FOR_WRITERS)

@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "captured.h"
 #include "clone.h"
 #include "materialize.h"
 
@@ -50,6 +51,7 @@ void bind_clone(py::module_& module) {
   module.def("set_patch", &set_patch, py::arg("excluded"));
   module.def("set_remember", &set_remember, py::arg("remember"), py::arg("classes"));
   module.def("materialize", &materialize_tensors, py::arg("tensors"));
+  module.def("graph_was_captured", &captured::note);
   module.def("set_name_finder", &set_name_finder, py::arg("finder"));
 }
 

@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "captured.h"
 #include "materialize.h"
 #include "share.h"
 #include "verify.h"
@@ -56,6 +57,9 @@ void bind_testing(py::module_& module) {
   module.def("arm_fingerprints", &arm_fingerprints, py::arg("on"));
   module.def("verify", &verify_blocks);
   module.def("load_test_operators", &load_test_operators);
+  module.def(
+      "mark_captured", [](const at::Tensor& tensor) { captured::mark(*tensor.storage().unsafeGetStorageImpl()); },
+      py::arg("tensor"));
   module.def(
       "allow_device", [](const std::string& type) { allow_device(c10::Device(type).type()); }, py::arg("type"));
 }

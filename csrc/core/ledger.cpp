@@ -98,7 +98,9 @@ Words words_for(Reason reason) noexcept {
     case Reason::writing:
       return {"writing", "another thread is writing or cloning it right now"};
     case Reason::capture:
-      return {"capture", "a graph is being captured on the stream"};
+      return {
+          "capture",
+          "a graph is being captured on the stream, or was captured when the tensor was there and may use its address"};
     case Reason::hook:
       return {"hook", "torch's own copy-on-write or another write hook is on the storage"};
     case Reason::layout:

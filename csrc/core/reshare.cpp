@@ -1,5 +1,6 @@
 #include "reshare.h"
 
+#include "captured.h"
 #include "relocate.h"
 #include "stream_order.h"
 #include "write_hook.h"
@@ -33,6 +34,7 @@ bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const 
   const auto* new_clone = write_hook::sharer_of(keeper_clone);
   Sharer* old = write_hook::sharer_of(joiner);
   if (old == nullptr || old_clone == nullptr || new_clone == nullptr || state.claimed(*old)) return false;
+  if (captured::is_marked(joiner)) return false;
   if (!same_span(*old, *old_clone) || new_clone->bytes != old->bytes || new_clone->block == old->block ||
       new_clone->block->device() != old->block->device() || new_clone->block->on_probation()) {
     return false;

@@ -1,5 +1,6 @@
 #include "share.h"
 
+#include "captured.h"
 #include "host_pages.h"
 #include "materialize.h"
 #include "registry.h"
@@ -36,6 +37,7 @@ bool own_memory(const c10::StorageImpl& storage) {
 
 /// Why a storage that is no sharer yet may not become one.
 Reason obstacle(c10::StorageImpl& storage) {
+  if (captured::is_marked(storage)) return Reason::capture;
   if (write_hook::deleter_of(storage) == &c10::impl::cow::cow_deleter) return Reason::hook;
   if (!own_memory(storage)) return Reason::foreign;
   // One tensor holds it; NumPy's view is another one, and has made the storage unresizable.

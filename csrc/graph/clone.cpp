@@ -1,5 +1,7 @@
 #include "clone.h"
 
+#include "captured.h"
+#include "references.h"
 #include "stack.h"
 #include "tensors.h"
 #include "walk.h"
@@ -82,6 +84,11 @@ py::object walk(Call& call, const py::object& source, const py::object& given) {
 
 /// A copy with a memo of its own, or the caller's.
 py::object copy_by(Call& call, const py::object& source, const py::object& memo) {
+  if (captured::take_note()) {
+    visit_tracked_tensors([](auto&, auto& storage) {
+      if (!storage.device().is_cpu()) captured::mark(storage);
+    });
+  }
   py::object copy;
   try {
     copy = translated([&] { return walk(call, source, memo); });

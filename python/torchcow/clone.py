@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torchcow._names  # noqa: F401 - the engine asks it for names
+import torchcow._graphs  # the engine is told of CUDA graphs
+import torchcow._names  # noqa: F401 - and asks for names
 from torchcow._native import _C
 
 T = TypeVar("T")

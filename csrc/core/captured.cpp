@@ -1,0 +1,48 @@
+#include "captured.h"
+
+#include "registry.h"
+
+#include <atomic>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace torchcow::captured {
+
+namespace {
+
+std::atomic<bool> noted{false};
+
+/// The weak references keep the addresses from meaning other storages.
+std::unordered_map<const c10::StorageImpl*, WeakStorage>& marked() {
+  static auto* storages = new std::unordered_map<const c10::StorageImpl*, WeakStorage>();
+  return *storages;
+}
+
+std::size_t prune_at = 256;
+
+}  // namespace
+
+void note() noexcept { noted = true; }
+
+bool take_note() noexcept { return noted.exchange(false); }
+
+void mark(c10::StorageImpl& storage) {
+  std::vector<WeakStorage> dead;  // freed without the mutex
+  WeakStorage reference(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
+  std::lock_guard lock(registry().mutex);
+  if (marked().size() >= prune_at) {
+    for (auto entry = marked().begin(); entry != marked().end();) {
+      const auto here = entry++;
+      if (here->second.use_count() > 0) continue;
+      dead.push_back(std::move(here->second));
+      marked().erase(here);
+    }
+    prune_at = 2 * marked().size() + 256;
+  }
+  marked().emplace(&storage, std::move(reference));
+}
+
+bool is_marked(const c10::StorageImpl& storage) noexcept { return marked().contains(&storage); }
+
+}  // namespace torchcow::captured
