@@ -20,8 +20,7 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 define REQUIREMENTS
 import sys, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
-# torch is here already, in the version that was asked for.
-run = [line for line in project["project"]["dependencies"] if not line.startswith("torch>")]
+run = project["tool"]["dynamic-metadata"][0]["dependencies"]  # without torch, which is here already
 groups = {"build": project["build-system"]["requires"] + run, **project["project"]["optional-dependencies"]}
 print(*(line for group in sys.argv[1:] for line in groups[group]), sep="\n")
 endef

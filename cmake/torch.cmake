@@ -3,31 +3,15 @@
 # torch's own CMake package is not used: with a CUDA build of torch it demands the CUDA toolkit. The core
 # needs three libraries of torch and no CUDA header, so one build serves CPU and CUDA builds.
 
-set(probe "
-import os, sys
-try:
-    import torch
-except ImportError as error:
-    sys.exit(f'torchcow needs torch to be installed before it is built ({error}).')
-print(os.path.dirname(torch.__file__), torch.__version__.split('+')[0], int(torch._C._GLIBCXX_USE_CXX11_ABI), sep=';', end='')
-")
 execute_process(
-  COMMAND ${Python_EXECUTABLE} -c "${probe}"
+  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/torch_release.py
   OUTPUT_VARIABLE torch_facts ERROR_VARIABLE torch_error RESULT_VARIABLE torch_failed)
 if(torch_failed)
-  message(FATAL_ERROR
-    "${torch_error}\n"
-    "Install torch first, and build without isolation so that this torch is found:\n"
-    "  pip install 'torch>=2.11'\n"
-    "  pip install --no-build-isolation .")
+  message(FATAL_ERROR "${torch_error}")
 endif()
 list(GET torch_facts 0 torch_dir)
 list(GET torch_facts 1 TORCHCOW_TORCH_VERSION)
 list(GET torch_facts 2 torch_cxx11_abi)
-
-if(TORCHCOW_TORCH_VERSION VERSION_LESS 2.11)
-  message(FATAL_ERROR "torchcow needs torch 2.11 or newer; torch ${TORCHCOW_TORCH_VERSION} is installed in ${torch_dir}.")
-endif()
 message(STATUS "torchcow: building against torch ${TORCHCOW_TORCH_VERSION} in ${torch_dir}")
 
 add_library(torchcow_torch INTERFACE)

@@ -8,6 +8,7 @@
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "The native engine of torchcow.";
+  torchcow::refuse_other_torch();
   torchcow::install_gil_hooks();
   torchcow::inter_op::watch();
   torchcow::write_hook::install();

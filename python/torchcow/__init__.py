@@ -1,5 +1,6 @@
 """Copy-on-write clones for PyTorch: ``torchcow.clone(model)`` is ``copy.deepcopy(model)`` that copies nothing yet."""
 
+from torchcow import _native as _native  # before the others: it explains what is missing
 from torchcow.budget import Reservation, headroom, reserve, worst_case
 from torchcow.clone import clone
 from torchcow.components import CloneError

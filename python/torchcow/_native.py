@@ -1,27 +1,72 @@
-"""The one door to the native extension: imports torch first, and explains a failed load."""
+"""The one door to the native extension: imports torch first, and explains why the extension cannot be had.
+
+The extension is compiled against C++ interfaces and layouts of torch that change with each minor release. With another
+one, loading it could fail or, worse, succeed; so what it was built for is read from its file first.
+"""
 
 from __future__ import annotations
 
-import torch
+import re
+from importlib import util
+from pathlib import Path
+
+REBUILD = (
+    "build torchcow again, in the folder of its sources: "
+    "pip install --no-build-isolation --no-deps --force-reinstall --no-cache-dir ."
+)
+_HERE = Path(__file__).parent
+
+
+def _refusal(what: str, *, module: str = "torchcow._C", remedy: str = REBUILD) -> ImportError:
+    return ImportError(f"{what}. What to do: {remedy}", name=module)
+
+
+def _built_for(file: Path) -> tuple[str, bool]:
+    """The version of torch, and whether its C++ library has the ABI of C++11."""
+    found = re.search(rb"torchcow was built for torch (\S+) with C\+\+11 ABI ([01])\0", file.read_bytes())
+    if found is None:
+        raise _refusal(f"torchcow's native extension does not tell which torch it was built for ({file})")
+    return found[1].decode(), found[2] == b"1"
+
+
+def _line(version: str) -> str:
+    """The minor release, which patch releases keep to; an unfinished build of torch goes with nothing but itself."""
+    release = re.fullmatch(r"(\d+\.\d+)(\.\d+)*(\+.*)?", version)
+    return f"{release[1]}.*" if release else version
+
+
+def _extension() -> Path:
+    spec = util.find_spec("torchcow._C")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin)
+    others = ", ".join(sorted(path.name for path in _HERE.glob("_C.*.so")))
+    why = f"only for another Python ({others})" if others else "as in a folder of sources that nobody has installed"
+    raise _refusal(f"torchcow has no native extension in {_HERE}, {why}")
+
+
+_version, _cxx11_abi = _built_for(_extension())
+_get_back = f"pip install 'torch=={_line(_version)}'"
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    what = f"torchcow needs torch, which is not installed; it was built for torch {_version}"
+    raise _refusal(what, module="torch", remedy=_get_back) from None
+
+_running = f"torch {torch.__version__} is installed in {Path(torch.__file__).parent}"
+if _line(_version) != _line(torch.__version__) or _cxx11_abi != torch._C._GLIBCXX_USE_CXX11_ABI:
+    raise _refusal(
+        f"torchcow was built for torch {_version}{'' if _cxx11_abi else ' without the ABI of C++11'} "
+        f"and works with that minor release only, but {_running}",
+        remedy=f"{REBUILD} (or get the other torch back: {_get_back})",
+    )
 
 try:
     from torchcow import _C
 except ImportError as error:
-    raise ImportError(
-        f"torchcow's native extension did not load ({error}). It works only with the torch release that it was built "
-        f"against; torch {torch.__version__} is installed. Build it again: pip install --no-build-isolation torchcow"
-    ) from error
+    what = f"torchcow's native extension, which was built for torch {_version}, did not load: {error} ({_running})"
+    raise _refusal(what) from error
 
-
-def _release(version: str) -> list[str]:
-    return version.split("+")[0].split(".")[:2]
-
-
-_built_for = _C.build_info()["torch"]
-if _release(_built_for) != _release(torch.__version__):
-    raise ImportError(
-        f"torchcow was built against torch {_built_for}, but torch {torch.__version__} is installed. Extensions of "
-        "torch work with one minor release only. Build it again: pip install --no-build-isolation torchcow"
-    )
-
-__all__ = ["_C"]
+__all__ = ["REBUILD", "_C"]

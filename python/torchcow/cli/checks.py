@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import torchcow
-from torchcow._native import _C
+from torchcow._native import _C, REBUILD
 from torchcow._table import size
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -73,14 +73,14 @@ def engine() -> Iterator[Finding]:
         yield Finding("write hook", "ok", "materializer: that of torch 2.13 and newer")
     else:
         why = "torch 2.11 and 2.12 have no hook of their own: a few operators that only read un-share what they read"
-        remedy = "install torch 2.13 or newer, then build torchcow again: pip install --no-build-isolation torchcow"
+        remedy = f"install torch 2.13 or newer, then {REBUILD}"
         yield Finding("write hook", "degraded", f"{built['write_hook']}: torch's own copy-on-write", why, remedy)
     covered = int(built["covered_operators"])
     if covered:
         yield Finding("barrier", "ok", f"{covered} operators that write are covered")
     else:
         why = "no operator is covered: writes would not be noticed by the dispatcher"
-        yield Finding("barrier", "broken", "0 operators", why, "build torchcow again, and report this as a bug")
+        yield Finding("barrier", "broken", "0 operators", why, f"report this as a bug, and {REBUILD}")
 
 
 def devices() -> Iterator[Finding]:
