@@ -30,7 +30,7 @@ requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv build demo test test-models native-test lint format docs docs-links asan tsan \
-  test-torch bench gpu clean
+  test-torch test-package dist bench gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -150,6 +150,15 @@ test-torch: ## build and test with TORCH_VERSION=... in an environment of its ow
 	  $(OTHER)/bin/python -c 'import torch; print("torch", torch.__version__)' && \
 	  touch $(OTHER)/.torch-$(TORCH_VERSION) $(OTHER)/.other; }
 	@$(MAKE) --no-print-directory VENV=$(OTHER) TORCH_VERSION=$(TORCH_VERSION) test
+
+test-package: $(VENV)/.dev build ## follow the README as a new user: from the sdist, in a fresh environment
+	$(BIN)/python -m pytest tests/package/new_user.py $(PYTEST_ARGS)
+
+# The release of torch stands in the wheel's file name too, as a build tag: wheels for several would be named the same.
+dist: $(VENV)/.dev ## an sdist, and a wheel for TORCH_VERSION that is built from it, in dist/
+	@test -z "$$(git status --porcelain)" || { echo "dist: commit or remove what git status lists first"; exit 1; }
+	$(BIN)/python -m build --no-isolation -C wheel.build-tag=1torch$(basename $(TORCH_VERSION))
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/.dev $(VENV)/.bench build ## benchmarks
 	$(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_cuda.py --benchmark-disable-gc \

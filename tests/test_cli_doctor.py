@@ -165,7 +165,7 @@ def test_who_has_patched_deepcopy(monkeypatch):
 
 def test_missing_libraries(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert complains(finding(checks.libraries, "safetensors"), "degraded", "pip install safetensors")
+    assert complains(finding(checks.libraries, "rich"), "degraded", "pip install rich")
     assert finding(checks.libraries, "scikit-learn").state == "ok", "only needed by those who use it"
 
 

@@ -23,12 +23,11 @@ LITTLE_MEMORY = 10**9  # bytes
 USES = {
     "rich": "the command line and tables",
     "typer": "the command line",
-    "safetensors": "registries on disk and deltas",
     "matplotlib": "pictures of memory",
     "sklearn": "scikit-learn estimators",
     "keras": "Keras models",
 }
-NEEDED = ("rich", "typer", "safetensors")
+NEEDED = ("rich", "typer")
 PACKAGE = {"sklearn": "scikit-learn"}  # where the package has another name than the module
 
 
