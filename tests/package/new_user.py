@@ -160,7 +160,7 @@ assert torchcow.is_shared(clone.weight) and "Linear" in str(torchcow.memory(mode
 torchcow.save_delta(clone, model, "delta.safetensors")
 torchcow.Registry("registry").add("model", model)
 try:
-    torchcow.Prototype(model).clone_many(2, progress=True)
+    torchcow.Prototype(model).spawn(2, progress=True)
 except ImportError as error:
     assert "pip install rich" in str(error), error
 else:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from torchcow.fingerprint import pieces
+
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -18,8 +20,8 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
     for name, tensor in _tensors(model):
         if wanted is None or name in wanted:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            # NumPy gets a copy: a pointer into the tensor itself could be written through, so it would un-share it.
-            digest.update(_bits(tensor).clone().cpu().numpy().data)
+            for piece in pieces(tensor):
+                digest.update(piece)
     return digest.hexdigest()
 
 
