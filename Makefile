@@ -21,7 +21,8 @@ define REQUIREMENTS
 import sys, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 run = project["tool"]["dynamic-metadata"][0]["dependencies"]  # without torch, which is here already
-groups = {"build": project["build-system"]["requires"] + run, **project["project"]["optional-dependencies"]}
+tools = [*project["build-system"]["requires"], "cmake" + project["tool"]["scikit-build"]["cmake"]["version"], "ninja"]
+groups = {"build": tools + run, **project["project"]["optional-dependencies"]}
 print(*(line for group in sys.argv[1:] for line in groups[group]), sep="\n")
 endef
 export REQUIREMENTS

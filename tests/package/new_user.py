@@ -26,7 +26,7 @@ import torchcow
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-HAS = ("torch", "scikit-build-core", "cmake", "ninja", "rich", "typer")
+HAS = ("torch", "scikit-build-core", "cmake", "ninja")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MINOR = ".".join(torch.__version__.split(".")[:2])
 
@@ -42,6 +42,12 @@ def commands_in_the_readme(*starts):
     return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith(starts)]
 
 
+def needs(package):
+    """What pip installs with a package, without extras."""
+    found = map(Requirement, package.requires or ())
+    return [need.name for need in found if need.marker is None or need.marker.evaluate({"extra": ""})]
+
+
 def link(packages, folder):
     """A folder with links to packages of this environment, and to those that they require."""
     folder.mkdir()
@@ -51,8 +57,7 @@ def link(packages, folder):
         if package in seen or seen.add(package):
             continue
         found = metadata.distribution(package)
-        needs = [Requirement(line) for line in found.requires or ()]
-        todo += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+        todo += needs(found)
         for name in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
             if not (folder / name).exists():
                 (folder / name).symlink_to(found.locate_file(name))
@@ -68,12 +73,13 @@ class User:
         build = (sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT)
         subprocess.run(build, check=True, capture_output=True)
         with tarfile.open(next(folder.glob("torchcow-*.tar.gz"))) as tar:
-            tar.extractall(folder)
+            tar.extractall(folder, filter="data")
         next(path for path in folder.glob("torchcow-*") if path.is_dir()).rename(self.source)
         subprocess.run((sys.executable, "-m", "venv", self.environment), check=True)
         self.run("pip uninstall -q -y setuptools")  # older ones come with venv, and torch requires a newer one
         (self.packages,) = self.environment.glob("lib/python*/site-packages")
-        self.links = link(HAS, folder / "links")
+        about = metadata.PathDistribution(self.source)
+        self.links = link([*HAS, *needs(about)], folder / "links")
         (self.packages / "links.pth").write_text(f"{self.links}\n")
 
     def run(self, command, where=None, **env):
