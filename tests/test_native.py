@@ -90,8 +90,14 @@ def test_what_it_was_built_for_is_read_before_it_is_loaded(package):
     code, text = python(code, folder)
     assert text.startswith("False\n")
     assert refused((code, text), f"torchcow was built for torch {other}", f"torch {torch.__version__} is installed")
+
+
+def test_another_abi_is_refused(package):
     folder = package(b"C++11 ABI 1\0", b"C++11 ABI 0\0")
-    assert refused(python(IMPORT, folder))
+    assert refused(python(IMPORT, folder), f"torchcow was built for torch {BUILT} without the ABI of C++11", REBUILD)
+
+
+def test_an_extension_that_does_not_tell_is_refused(package):
     folder = package(b"torchcow was built for torch", b"torchcow was built for t....")
     assert refused(python(IMPORT, folder), "does not tell which torch it was built for", EXTENSION.name, REBUILD)
 
