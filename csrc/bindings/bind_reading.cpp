@@ -11,11 +11,11 @@ namespace torchcow {
 
 namespace {
 
-/// (stayed, damaged, outside, numpy) for each tensor
+/// (stayed, damaged, looked into) for each tensor
 py::list leave(ReadingScope& scope) {
   py::list list;
   for (const auto& outcome : scope.leave()) {
-    list.append(py::make_tuple(outcome.stayed, outcome.damaged, outcome.outside, outcome.numpy));
+    list.append(py::make_tuple(outcome.stayed, outcome.damaged, outcome.looked_into));
   }
   return list;
 }

@@ -17,6 +17,7 @@
 #include <atomic>
 #include <cstring>
 #include <optional>
+#include <unordered_map>
 
 namespace torchcow {
 
@@ -138,6 +139,8 @@ bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == 
 void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause, bool from_hook, Jobs& jobs) {
   std::sort(targets.begin(), targets.end(), [](auto& a, auto& b) { return a.storage < b.storage; });
   jobs.reserve(targets.size());  // a claim that is in no job would never end
+  std::unordered_map<const Block*, std::size_t> leaving;  // siblings in this batch that copy
+  if (targets.size() > 1) leaving.reserve(targets.size());
   const auto self = std::this_thread::get_id();
   auto& state = registry();
   std::unique_lock lock(state.mutex);
@@ -161,13 +164,13 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
     Block& block = *sharer->block;
     // Siblings in this batch that copy leave as well; the last one may take the memory. One that skips
     // keeps the bytes until its operator has returned.
-    const auto leaving = std::count_if(jobs.begin(), jobs.end(),
-                                       [&](auto& job) { return job.sharer->block == &block && job.way == Way::copy; });
-    const bool last = block.sharer_count == static_cast<std::size_t>(leaving) + 1;
+    const auto siblings = leaving.find(&block);
+    const bool last = block.sharer_count == (siblings == leaving.end() ? 0 : siblings->second) + 1;
     const bool steals = last && whole(*sharer) && (cause.stays || !read_by_leavers(block));
     block.taken = block.taken || steals;
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
     jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}, {}});
+    if (way == Way::copy && targets.size() > 1) ++leaving[&block];
   }
 }
 

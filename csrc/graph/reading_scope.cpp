@@ -22,12 +22,7 @@ void meet(Tensors& tensors, const c10::StorageImpl* storage, c10::TensorImpl& te
     known->second.push_back(MetTensor::reclaim_copy(&tensor));
 }
 
-/// The caller holds `storage` once.
-bool may_be_looked_into(const c10::StorageImpl& storage, const std::vector<MetTensor>& tensors) {
-  return !explained(storage, tensors, 1);
-}
-
-/// NumPy's tensor is one that Python can see, so all tensors over the storage must be those of the scope.
+/// An array's base is a tensor of its own, which Python can see: after NumPy all tensors must be those of the scope.
 bool has_other_tensors(c10::StorageImpl& storage, const std::vector<MetTensor>& tensors) {
   return c10::raw::intrusive_ptr::use_count(&storage) > tensors.size() + python_references(storage) + 1;
 }
@@ -63,7 +58,7 @@ std::vector<ReadingScope::Outcome> ReadingScope::leave() {
     auto storage = outcome.storage.lock();
     if (!storage) continue;
     tensors[storage.get()];
-    found[storage.get()] = {outcome.stayed, outcome.damaged, false, outcome.seen_by_numpy};
+    found[storage.get()] = {outcome.stayed, outcome.damaged};
     outcomes_.emplace(storage.get(), outcome);
     held.emplace(storage.get(), std::move(storage));
   }
@@ -73,15 +68,17 @@ std::vector<ReadingScope::Outcome> ReadingScope::leave() {
   }
   std::unordered_set<const c10::StorageImpl*> doubtful;
   for (auto& [storage, outcome] : found) {
-    outcome.outside = outcome.numpy && has_other_tensors(*held.at(storage), tensors.at(storage));
-    if (!outcome.outside && may_be_looked_into(*storage, tensors.at(storage))) doubtful.insert(storage);
+    const bool numpy = outcomes_.at(storage).seen_by_numpy;
+    outcome.looked_into = numpy && has_other_tensors(*held.at(storage), tensors.at(storage));
+    // `held` holds it once.
+    if (!outcome.looked_into && !explained(*storage, tensors.at(storage), 1)) doubtful.insert(storage);
   }
   if (!doubtful.empty()) {
     visit_tracked_tensors([&](auto& tensor, auto& storage) {
       if (doubtful.contains(&storage)) meet(tensors, &storage, tensor);
     });
     for (const auto* storage : doubtful) {
-      found.at(storage).outside = may_be_looked_into(*storage, tensors.at(storage));
+      found.at(storage).looked_into = !explained(*storage, tensors.at(storage), 1);
     }
   }
   std::vector<Outcome> answers;
@@ -97,9 +94,8 @@ bool ReadingScope::part(std::size_t index) const {
   if (outcome == outcomes_.end()) return true;
   const auto owner = outcome->second.storage.lock();
   std::vector<c10::intrusive_ptr<c10::StorageImpl>> siblings;
-  visit_tracked_tensors([&](auto&, auto& storage) {
-    siblings.push_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
-  });
+  visit_tracked_tensors(
+      [&](auto&, auto& storage) { siblings.push_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)); });
   return torchcow::part(outcome->second.block, siblings, owner.get());
 }
 

@@ -22,10 +22,9 @@ class ReadingScope {
   [[nodiscard]] std::vector<bool> covered() const;
 
   struct Outcome {
-    bool stayed = false;   ///< it shares the same memory as when the scope began
-    bool damaged = false;  ///< that memory has other bytes now
-    bool outside = false;  ///< something that is no tensor of Python may still look into it
-    bool numpy = false;    ///< NumPy looked into it; whether an array is left cannot be seen from here
+    bool stayed = false;       ///< it shares the same memory as when the scope began
+    bool damaged = false;      ///< that memory has other bytes now
+    bool looked_into = false;  ///< something that is no tensor of Python, or an array, may still look into it
   };
 
   /// Ends the scope. For each tensor: what became of it.
@@ -36,7 +35,6 @@ class ReadingScope {
   bool part(std::size_t index) const;
 
  private:
-
   py::list tensors_;
   std::vector<const c10::StorageImpl*> storages_;  ///< of the tensors, when the scope began; for comparison only
   std::optional<Reading> reading_;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,13 +83,13 @@ def _end(
 ) -> None:
     written = {}
     looked_into = []
-    for index, (stayed, damaged, outside, numpy) in enumerate(scope.leave()):
+    for index, (stayed, damaged, looked_at) in enumerate(scope.leave()):
         before = states[index] if states else None
         if before and stayed and before.written_by(now := _State(tensors[index])):
             written[names[index]] = f"its version counter moved from {before.version} to {now.version}, by no operator"
         if damaged:
             written[names[index]] = "its bytes have another checksum"
-        if outside or (numpy and _array_may_live(tensors, index)):
+        if looked_at:
             looked_into.append(index)
     try:
         stuck = [names[index] for index in looked_into if not scope.part(index)]
@@ -101,12 +99,6 @@ def _end(
         raise
     if written or stuck:
         raise IsolationError(_explain(written, stuck))
-
-
-def _array_may_live(tensors: list[torch.Tensor], index: int) -> bool:
-    """Whether an array whose base is this very tensor can be alive: the collector knows all its other owners."""
-    known = len(gc.get_referrers(tensors[index]))
-    return sys.getrefcount(tensors[index]) - 1 > known
 
 
 def _explain(written: dict[str, str], stuck: list[str]) -> str:

@@ -3,6 +3,7 @@
 #include "core/reading.h"
 
 #include "core/materialize.h"
+#include "core/reshare.h"
 #include "core/retire.h"
 #include "core/write_hook.h"
 #include "family.h"
@@ -44,9 +45,7 @@ TEST_F(ReadingTest, PointersUnshareOutsideOnly) {
 TEST_F(ReadingTest, ScopesOverlap) {
   const auto source = numbers(1000), copy = clone(source);
   Reading first({&storage_impl(copy)}, false);
-  {
-    Reading second({&storage_impl(copy)}, false);
-  }
+  { Reading second({&storage_impl(copy)}, false); }
   storage_impl(copy).mutable_data();
   EXPECT_TRUE(shared(copy));
   first.leave();
@@ -98,6 +97,19 @@ TEST_F(ReadingTest, PointersStayValidAfterAWriteInTheScope) {
     reading.leave();
   }
   EXPECT_EQ(totals().retired_blocks, 0U);
+}
+
+// Broken by: a `relocate` that forgets the scopes: the hook would never be heard again.
+TEST_F(ReadingTest, AStorageThatJoinsAnotherBlockStaysInTheScope) {
+  const auto keeper = numbers(1000), joiner = deep_copy(keeper), expected = deep_copy(keeper);
+  const auto clones = clone({keeper, joiner});
+  Reading reading({&storage_impl(joiner)}, false);
+  EXPECT_TRUE(join(storage_impl(joiner), storage_impl(clones[1]), storage_impl(clones[0])));
+  storage_impl(joiner).mutable_data();
+  EXPECT_TRUE(same_memory(joiner, keeper));
+  EXPECT_FALSE(reading.leave().at(0).stayed);
+  static_cast<float*>(storage_impl(joiner).mutable_data())[0] = -1;
+  EXPECT_TRUE(same_bits(keeper, expected));
 }
 
 TEST_F(ReadingTest, NumpyIsSeenByItsTraceAlone) {
