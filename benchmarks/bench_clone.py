@@ -1,10 +1,8 @@
-"""What does a clone cost, against ``copy.deepcopy`` and against the best that can be put together from public parts?
+"""How long does a clone take, against everything that people use instead?
 
-The public parts: copium, a deepcopy in C, with every tensor in its memo already, made by ``torch._lazy_clone``.
-
-Prediction: a module is 15 Python objects (its dict and the tables in it), at 50 to 80 ns each: about 1 us. A
+Prediction: a module is 17 Python objects (its dict and the tables in it), at 50 to 80 ns each: about 1 us. A
 tensor is a Python object, a TensorImpl, a StorageImpl and a sharer: below 0.5 us. Nothing depends on bytes. An object
-without tensors is bound by the allocator of Python.
+without tensors is bound by the allocator of Python. Dicts for ``functional_call`` make no modules, and are faster.
 """
 
 from __future__ import annotations
@@ -12,92 +10,57 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import gc
 import random
 
 import pytest
 import torch
 from torch import nn
 
-import models
+import baselines
 import torchcow
-
-copium = pytest.importorskip("copium", reason="make bench installs it")
-
+import zoo
 
 TURN = 0.02  # seconds
 
 
-def gpt2_of_transformers(tiny):
-    transformers = pytest.importorskip("transformers", reason="make test-models or make demo installs it")
-    size = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 257} if tiny else {}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**size))
+def test_methods(benchmark, record):
+    for title, baseline in baselines.available().items():
+        record(candidate=title, isolated=baseline.isolated, limits=baseline.limits)
+    assert benchmark(lambda: torchcow.clone([1])) == [1]
 
 
-def llama_1b(tiny):
-    """The shapes of a Llama-style model with 1.1 billion parameters, in bfloat16."""
-    transformers = pytest.importorskip("transformers", reason="make test-models or make demo installs it")
-    config = transformers.LlamaConfig(
-        hidden_size=64 if tiny else 2048,
-        intermediate_size=128 if tiny else 5632,
-        num_hidden_layers=2 if tiny else 22,
-        num_attention_heads=4 if tiny else 32,
-        num_key_value_heads=4,
-        vocab_size=257 if tiny else 32000,
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_models(name, form, compare, record):
+    if form == "quick" and name in zoo.LARGE:
+        pytest.skip("measured by the full form")
+    case = zoo.CASES[name](form == "tiny")
+    # Lazy clones of torch refuse memory that is shared by us, and pickling un-shares: each has a model of its own.
+    plain = copy.deepcopy(case.model)
+    candidates = {}
+    for title, baseline in baselines.available().items():
+        own = plain
+        if title in ("torchcow.clone", "_lazy_clone in the memo"):
+            own = case.model if title == "torchcow.clone" else copy.deepcopy(case.model)
+        make = baseline.prepare(case, own)
+        baselines.agree(title, baseline, case, own, make)
+        candidates[title] = (lambda: None, lambda _, make=make: make())
+        del make
+        gc.collect()
+    seconds = 60.0 if name in ("llama", "gpt2_medium") else 30.0
+    compare(seconds, TURN, {"model": case.name}, warm=True, **candidates)
+    tensors = [*case.model.parameters(), *case.model.buffers()]
+    memo: dict = {}
+    kept = copy.deepcopy(case.model, memo)
+    record(
+        table="sizes",
+        model=case.name,
+        modules=sum(1 for _ in case.model.modules()),
+        objects=len(memo) - 1,  # the memo itself keeps one list more
+        tensors=len(tensors),
+        bytes=sum(tensor.nbytes for tensor in tensors),
     )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
-    model = model.to(torch.bfloat16).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(0.01)
-    return model
-
-
-def deep_perceptron(tiny):
-    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(10 if tiny else 1000)))
-
-
-MODELS = {
-    "gpt2": lambda tiny: models.gpt2(tiny)[0],
-    "gpt2_of_transformers": gpt2_of_transformers,
-    "llama_1b_bfloat16": llama_1b,
-    "perceptron_of_1000_layers": deep_perceptron,
-}
-
-
-def public_parts(model):
-    memo = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(torch._lazy_clone(parameter.data), parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch._lazy_clone(buffer)
-    return copium.deepcopy(model, memo)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_models(name, tiny, compare, report):
-    model = MODELS[name](tiny)
-    prototype = torchcow.clone(model)  # all are sharers already, as with any second clone
-    medians = compare(
-        turn=TURN,
-        deepcopy=(lambda: model, copy.deepcopy),
-        public_parts=(lambda: None, public_parts_of_another(model)),
-        clone=(lambda: model, torchcow.clone),
-    )
-    report(
-        modules=sum(1 for _ in model.modules()),
-        tensors=sum(1 for _ in model.parameters()) + sum(1 for _ in model.buffers()),
-        deepcopy_over_clone=medians["deepcopy"] / medians["clone"],
-        public_parts_over_clone=medians["public_parts"] / medians["clone"],
-    )
-    del prototype
-
-
-def public_parts_of_another(model):
-    """torch's own lazy clones refuse memory that is shared by us: they get a model of their own."""
-    own = copy.deepcopy(model)
-    public_parts(own)
-    return lambda _: public_parts(own)
+    del kept
 
 
 def configuration(depth, rng):
@@ -135,17 +98,18 @@ def plain_objects(name, tiny):
 
 
 @pytest.mark.parametrize("name", ["configuration", "dataclasses", "slotted_dataclasses", "sets", "ordered_dicts"])
-def test_objects_without_tensors(name, tiny, compare, report):
+def test_objects_without_tensors(name, tiny, compare):
     obj = plain_objects(name, tiny)
-    medians = compare(
+    wanted = copy.deepcopy(obj)
+    candidates = {"copy.deepcopy": copy.deepcopy, "torchcow.clone": torchcow.clone}
+    if baselines.copium is not None:
+        candidates["copium.deepcopy"] = baselines.copium.deepcopy
+    assert all(act(obj) == wanted for act in candidates.values())
+    compare(
+        seconds=4.0,
         turn=TURN,
-        deepcopy=(lambda: obj, copy.deepcopy),
-        copium=(lambda: obj, copium.deepcopy),
-        clone=(lambda: obj, torchcow.clone),
-    )
-    report(
-        deepcopy_over_clone=medians["deepcopy"] / medians["clone"],
-        copium_over_clone=medians["copium"] / medians["clone"],
+        labels={"objects": name.replace("_", " ")},
+        **{title: (lambda: obj, act) for title, act in candidates.items()},
     )
 
 
@@ -162,12 +126,13 @@ def test_where_the_time_goes(tiny, compare, report):
         new, cls = object.__new__, nn.ReLU
         return [(new(cls), dict.fromkeys(vars(relus[0])), [one() for one in make]) for _ in relus]
 
-    medians = compare(
+    times = compare(
+        seconds=4.0,
         turn=TURN,
         modules=(lambda: relus, torchcow.clone),
         allocations=(lambda: None, allocate),
         tensors=(lambda: tensors, torchcow.clone),
         detach=(lambda: tensors, lambda all_of_them: [tensor.detach() for tensor in all_of_them]),
     )
-    report(**{f"{name}_us_each": seconds / many * 1e6 for name, seconds in medians.items()})
+    report(**{f"{name}_us_each": times[name] / many * 1e6 for name in times.seconds})
     del prototype

@@ -38,29 +38,30 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_over_clone(name, tiny, compare, report):
+def test_over_clone(name, tiny, compare):
     obj = OBJECTS[name](tiny)
     prototype = torchcow.Prototype(obj)
     snapshot = torchcow.clone(obj)
-    medians = compare(
+    compare(
+        seconds=4.0,
         turn=TURN,
+        labels={"object": name.replace("_", " ")},
         clone=(lambda: snapshot, torchcow.clone),
         prototype=(lambda: prototype, lambda one: one.clone()),
     )
-    report(over_clone=medians["prototype"] / medians["clone"])
 
 
-def test_changes_components_and_shallow_clones(tiny, compare, report):
+def test_changes_components_and_shallow_clones(compare):
     model = nn.Sequential(nn.Linear(8, 32), nn.Dropout(0.1), nn.Linear(32, 1))
     model.lock = None
     plain = torchcow.Prototype(model)
     model.lock = threading.Lock()
     shared = torchcow.Prototype(model, share={"lock"})
-    medians = compare(
+    compare(
+        seconds=4.0,
         turn=TURN,
         plain=(lambda: plain, lambda one: one.clone()),
         shared=(lambda: shared, lambda one: one.clone()),
         changed=(lambda: plain, lambda one: one.clone(**{"1.p": 0.3})),
         shallow=(lambda: plain, lambda one: one.clone(deep=False)),
     )
-    report(**{f"{name}_us": seconds * 1e6 for name, seconds in medians.items()})

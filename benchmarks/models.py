@@ -29,7 +29,13 @@ class GPT(nn.Module):
     """The shapes of GPT-2 (124M parameters, 148 tensors, tied embeddings) by default."""
 
     def __init__(
-        self, layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = 50257, context: int = 1024
+        self,
+        layers: int = 12,
+        width: int = 768,
+        heads: int = 12,
+        vocabulary: int = 50257,
+        context: int = 1024,
+        tied: bool = True,
     ):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
@@ -37,7 +43,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.ln = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
-        self.head.weight = self.tokens.weight
+        if tied:
+            self.head.weight = self.tokens.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
@@ -50,6 +57,38 @@ def gpt2(tiny: bool = False) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = GPT(2, 64, 4, 257, 64) if tiny else GPT()
     return model.eval(), torch.randint(0, 257, (1, 32))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, channels: int, width: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+            *(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+            *(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)),
+        )
+        self.shortcut = nn.Sequential()
+        if channels != 4 * width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.body(x) + self.shortcut(x))
+
+
+class ResNet(nn.Sequential):
+    """The shapes of ResNet-50 (25.6M parameters, 161 of them and 159 buffers) by default."""
+
+    def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000):
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers.append(nn.MaxPool2d(3, 2, 1))
+        channels = width
+        for stage, count in enumerate(blocks):
+            for index in range(count):
+                layers.append(Bottleneck(channels, width << stage, 2 if stage and not index else 1))
+                channels = 4 * width << stage
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 def convolutions(tiny: bool = False) -> tuple[nn.Module, torch.Tensor]:
