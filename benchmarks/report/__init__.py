@@ -1,0 +1,1 @@
+"""From stored results to Markdown and charts: one module per question, each with ``section(result) -> str``."""

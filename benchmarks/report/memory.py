@@ -1,0 +1,92 @@
+"""Question 2: how much memory do N variants take?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from report.markdown import by, digits, measured, size, table, times, values
+
+
+def section(result: dict[str, Any]) -> str:
+    tables = result["tables"]
+    return f"""## How much memory do N variants take?
+
+Of a model of size S, N clones are made, and in each a fraction f of the weights is written. Predicted is S (1 + N f);
+deep copies take S (1 + N). *Allocated* is what `torchcow.memory` counts, *resident* what the system says that the
+process has taken since the first clone, plus S: Python objects of the clones are part of it.
+
+{measured(result)}
+{"".join(_model(tables["variants"], model) for model in values(tables["variants"], "model"))}
+![Memory of N variants, predicted and measured](charts/memory.svg)
+
+{_bend(tables["variants"])}
+
+### How many fit?
+
+{_budget(tables["budget"])}"""
+
+
+def _model(rows: list[dict[str, Any]], model: str) -> str:
+    lines = []
+    for row in rows:
+        if row["model"] != model:
+            continue
+        measured_ = "resident" in row
+        lines.append(
+            [
+                row["written"],
+                str(row["variants"]),
+                f"{digits(100 * row['fraction'])} %",
+                size(row["deep copies"]),
+                size(row["predicted"]),
+                size(row["unique"]) if measured_ else "does not fit",
+                size(row["resident"]) if measured_ else "",
+                digits(row["resident"] / row["predicted"]) if measured_ else "",
+            ]
+        )
+    head = ["written", "N", "f", "deep copies", "predicted", "allocated", "resident", "resident / predicted"]
+    return f"**{model}**\n\n{table(head, lines)}\n"
+
+
+def _bend(rows: list[dict[str, Any]]) -> str:
+    taken = [row for row in rows if "resident" in row]
+    worst = max(taken, key=lambda row: row["resident"] / row["predicted"])
+    idle = [row for row in taken if row["written"] == "nothing"]
+    most = max(idle, key=lambda row: row["variants"])
+    each = (most["resident"] - most["size"]) / most["variants"]
+    return (
+        f"Resident memory exceeds the prediction most for {worst['model']}, {worst['written']} written, N ="
+        f" {worst['variants']}: by a factor of {digits(worst['resident'] / worst['predicted'])}. What is added is the"
+        f" Python objects of the clones, {size(each)} for each clone of {most['model']}, and tensors below 1 KB, which"
+        " are copied at once."
+    )
+
+
+def _budget(rows: list[dict[str, Any]]) -> str:
+    found = by(rows, "written", "candidate")
+    methods = values(rows, "candidate")
+    lines = []
+    for written in values(rows, "written"):
+        cells = [found[written, method] for method in methods]
+        lines.append([written, *(f"{cell['fit']:,} ({size(cell['bytes_per_variant'])})" for cell in cells)])
+    model, budget = rows[0]["model"], size(rows[0]["budget"])
+    return (
+        f"Variants of {model} in a budget of {budget}, the model itself included, and in brackets the bytes that one"
+        " more variant takes. The bytes are measured on a few variants; the number is computed from them. An entry of"
+        " `functional_call` is a dict of tensors: who writes a part puts a copy of that part into it by hand, and a"
+        " write in place would reach the source.\n\n"
+        + table(["written", *(f"`{method}`" for method in methods)], lines)
+    )
+
+
+def headline(result: dict[str, Any]) -> list[list[str]]:
+    """The largest number of variants of the first model that was measured, for two parts."""
+    rows = []
+    for written in ("one norm", "one layer"):
+        taken = [r for r in result["tables"]["variants"] if r["written"] == written and "resident" in r]
+        if taken:
+            row = max((r for r in taken if r["model"] == taken[0]["model"]), key=lambda r: r["variants"])
+            what = f"{row['variants']} variants of {row['model']}, {written} written in each"
+            saved = times(row["deep copies"] / row["resident"])
+            rows.append([what, size(row["deep copies"]), size(row["resident"]), saved])
+    return rows
