@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 
-import psutil
 import pytest
 import torch
 from torch import nn
 
 import baselines
+import machine
 import models
 import torchcow
 from resident import resident
@@ -83,7 +83,7 @@ def test_variants(name, part, form, report, record):
     before = copy.deepcopy(model.state_dict())
     size = torchcow.memory(model).unique
     written = sum(parameter.nbytes for parameter in PARTS[part](model))
-    room = form.choose(1e9, 2.5e9, 0.45 * psutil.virtual_memory().total)
+    room = form.choose(1e9, 2.5e9, 0.45 * machine.memory())
     torchcow.clone(model)  # what is allocated once
     for count in form.choose((1, 3), (1, 10, 50), (1, 10, 50, 200)):
         row = {"model": name, "written": part, "variants": count, "fraction": written / size}

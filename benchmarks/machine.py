@@ -18,16 +18,20 @@ PACKAGES = ("torch", "torchcow", "copium", "transformers", "numpy")
 
 def machine() -> dict[str, object]:
     cpu = _line("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "threads of torch": torch.get_num_threads(),
-        "memory_gb": round(total / 1e9, 1),
+        "memory_gb": round(memory() / 1e9, 1),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "huge pages": huge.read_text().split("[")[1].split("]")[0] if huge.exists() else "unknown",
     }
+
+
+def memory() -> int:
+    """Bytes of the whole machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def versions() -> dict[str, str]:
