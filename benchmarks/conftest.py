@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from unittest import SkipTest
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def pytest_runtest_makereport(item, call):
-    if call.excinfo is not None and not call.excinfo.errisinstance(pytest.skip.Exception):
+    if call.excinfo is not None and not call.excinfo.errisinstance((pytest.skip.Exception, SkipTest)):
         item.config.stash[FAILED].add(question_of(item))
 
 

