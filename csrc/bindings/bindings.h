@@ -13,8 +13,8 @@ void bind_listener(pybind11::module_& module);
 void bind_reading(pybind11::module_& module);
 void bind_testing(pybind11::module_& module);
 
-/// Throws ImportError unless the torch that is loaded is of the minor release that this was compiled with: C++ interfaces
-/// and layouts stay the same within a minor release only. Comes first, before anything of torch is called.
+/// Throws ImportError unless the torch that is loaded is of the minor release that this was compiled with: C++
+/// interfaces and layouts stay the same within a minor release only. Comes first, before anything of torch is called.
 void refuse_other_torch();
 
 /// False once the interpreter is going down: whoever asks for its lock then would hang.

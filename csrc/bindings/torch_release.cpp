@@ -1,7 +1,6 @@
 #include "bindings.h"
 
-#include <sstream>
-
+#include <c10/util/StringUtil.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/version.h>
 
@@ -23,10 +22,9 @@ constexpr std::uint64_t minor_release(std::uint64_t abi_version) { return abi_ve
 void refuse_other_torch() {
   const std::uint64_t running = aoti_torch_abi_version();
   if (minor_release(running) == minor_release(TORCH_ABI_VERSION)) return;
-  std::ostringstream message;
-  message << "torchcow was built for torch " TORCHCOW_TORCH_VERSION ", and the torch that is loaded is release "
-          << (running >> 56) << '.' << (running >> 48 & 0xff) << ". Build torchcow again, against this torch";
-  throw pybind11::import_error(message.str());
+  throw py::import_error(c10::str("torchcow was built for torch ", TORCHCOW_TORCH_VERSION,
+                                  ", and the torch that is loaded is release ", running >> 56, ".",
+                                  running >> 48 & 0xff, ". Build torchcow again, against this torch"));
 }
 
 }  // namespace torchcow
