@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import enum
 import gc
 import signal
 import sys
@@ -621,3 +622,51 @@ def test_methods_of_torch_that_are_patched_later(monkeypatch):
         patched.setattr(nn.Module, "__setstate__", lambda self, state: self.__dict__.update(state, patched=1))
         assert torchcow.clone(source)[0].patched == 1
     assert not hasattr(torchcow.clone(source)[0], "patched")
+
+
+class Text(str, enum.Enum):  # noqa: UP042 - as libraries that know Python 3.10 write it
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+class Loud(str, enum.Enum):  # noqa: UP042
+    RED = "red"
+
+    def __getattribute__(self, name):
+        if name == "__deepcopy__":
+            return lambda memo: "asked"
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("member", [Text.RED, Level.HIGH])
+def test_members_of_enumerations_are_atomic_also_if_they_are_strings_or_numbers(member):
+    """Asking one publishes the memo, and what comes after is copied five times as slowly."""
+    asked = []
+    sys.setprofile(lambda frame, event, _: asked.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        clone = torchcow.clone([member, {1, 2}])
+    finally:
+        sys.setprofile(None)
+    assert clone[0] is member and "__deepcopy__" not in asked and "_slotnames" not in asked
+
+
+def test_an_enumeration_that_answers_for_itself_is_asked():
+    assert torchcow.clone([Loud.RED]) == copy.deepcopy([Loud.RED]) == ["asked"]
+
+
+def test_sets_after_the_memo_was_published_have_the_entries_of_a_deep_copy():
+    class Publishes:
+        def __deepcopy__(self, memo):
+            return self
+
+    def entries(copier):
+        memo = {}
+        shared = {"a"}
+        result = copier([Publishes(), shared, frozenset({(1, ("b",))}), shared], memo)
+        assert result[1] is result[3] and result[1] is not shared
+        return sorted(type(value).__name__ for value in memo.values())
+
+    assert entries(torchcow.clone) == entries(copy.deepcopy)

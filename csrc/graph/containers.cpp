@@ -121,7 +121,10 @@ PyObject* Walk::enter_ordered_dict(PyObject* source) {
 }
 
 PyObject* Walk::enter_set(PyObject* source) {
-  if (!memo_.hidden()) return ask(source);  // the list of its members would have an entry
+  if (!memo_.hidden()) {  // the list of its members has an entry: what its `__reduce_ex__` would answer
+    const auto arguments = steal(PyTuple_Pack(1, steal(PySequence_List(source)).ptr()));
+    return rebuild(source, steal(PyTuple_Pack(3, Py_TYPE(source), arguments.ptr(), Py_None)));
+  }
   if (PySet_GET_SIZE(source) == 0 && PySet_CheckExact(source)) return settled(source, steal(PySet_New(nullptr)));
   auto members = steal(PySequence_List(source));
   auto& frame = push(Frame::Kind::set, source);

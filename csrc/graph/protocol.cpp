@@ -197,8 +197,9 @@ Treatment Protocol::decide(PyTypeObject* type) {
 Treatment Protocol::decide_without_entry(PyTypeObject* type) {
   if (PyType_IsSubtype(type, &PyType_Type)) return Treatment::atomic;
   if (look_up(dispatch_table, type) != nullptr) return Treatment::ask;
+  // Not by name: members that are strings or numbers as well find that of str or int, which is the same.
   if (enum_deepcopy_ != nullptr && of_type(type, names.deepcopy) == enum_deepcopy_ &&
-      of_type(type, names.getattribute) == object_getattribute_)
+      type->tp_getattro == &PyObject_GenericGetAttr)
     return Treatment::atomic;
   if (type == &PyODict_Type) return Treatment::ordered_dict;
   if (type == &PySet_Type) return Treatment::set;
