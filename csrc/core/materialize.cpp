@@ -138,7 +138,7 @@ bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == 
 /// Claims the sharers among `targets`, in the order of addresses, and decides the way of each.
 void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause, bool from_hook, Jobs& jobs) {
   std::sort(targets.begin(), targets.end(), [](auto& a, auto& b) { return a.storage < b.storage; });
-  jobs.reserve(targets.size());  // a claim that is in no job would never end
+  jobs.reserve(targets.size());                           // a claim that is in no job would never end
   std::unordered_map<const Block*, std::size_t> leaving;  // siblings in this batch that copy
   if (targets.size() > 1) leaving.reserve(targets.size());
   const auto self = std::this_thread::get_id();

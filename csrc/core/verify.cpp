@@ -58,7 +58,8 @@ void set_fingerprint(Block& block) {
 void arm_fingerprints(bool on) {
   armed = on;
   if (!on) return;
-  for (const auto& pin : pin_blocks([](const Block& block) { return !block.fingerprint; })) set_fingerprint(pin.block());
+  for (const auto& pin : pin_blocks([](const Block& block) { return !block.fingerprint; }))
+    set_fingerprint(pin.block());
 }
 
 void fingerprint(Block& block) {

@@ -48,9 +48,8 @@ References references_to(const c10::StorageImpl& source, const std::vector<MetTe
 
 bool explained(const c10::StorageImpl& storage, const std::vector<MetTensor>& tensors, std::size_t own) {
   const auto references = references_to(storage, tensors);
-  return references.all_explained &&
-         c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(&storage)) <=
-             references.tensors + python_references(storage) + own;
+  return references.all_explained && c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(&storage)) <=
+                                         references.tensors + python_references(storage) + own;
 }
 
 void visit_tracked_tensors(c10::function_ref<void(c10::TensorImpl&, c10::StorageImpl&)> visit) {
