@@ -26,7 +26,7 @@ from times import spread
 @pytest.mark.parametrize("name", models.MODELS)
 def test_forward(name, tiny, compare):
     model, inputs = models.MODELS[name](tiny)
-    plain = copy.deepcopy(model)
+    plain, other = copy.deepcopy(model), copy.deepcopy(model)
     clone = torchcow.clone(model)
     with torch.no_grad():
         assert torch.equal(plain(inputs), clone(inputs))
@@ -35,6 +35,7 @@ def test_forward(name, tiny, compare):
             labels={"model": name},
             **{
                 "deep copy": (lambda: plain, lambda m: m(inputs)),
+                "another deep copy": (lambda: other, lambda m: m(inputs)),
                 "source": (lambda: model, lambda m: m(inputs)),
                 "clone": (lambda: clone, lambda m: m(inputs)),
             },
@@ -45,7 +46,7 @@ def test_forward(name, tiny, compare):
 def test_generate(tiny, compare):
     case = zoo.gpt2(tiny)
     model = case.model
-    plain, clone = copy.deepcopy(model), torchcow.clone(model)
+    plain, other, clone = copy.deepcopy(model), copy.deepcopy(model), torchcow.clone(model)
     tokens = 3 if tiny else 16
 
     def generate(one):
@@ -55,10 +56,11 @@ def test_generate(tiny, compare):
 
     assert torch.equal(generate(plain), generate(clone))
     compare(
-        seconds=16.0,
+        seconds=45.0,
         labels={"model": case.name},
         **{
             "deep copy": (lambda: plain, generate),
+            "another deep copy": (lambda: other, generate),
             "source": (lambda: model, generate),
             "clone": (lambda: clone, generate),
         },

@@ -12,7 +12,8 @@ def section(result: dict[str, Any]) -> str:
     return f"""## Is reading free?
 
 A clone that nobody has written against a deep copy of the same model, in turn. The ratio is that of each row to the
-deep copy, within a round; where the quartiles enclose 1, no difference was seen.
+deep copy, within a round; where the quartiles enclose 1, no difference was seen. *Another deep copy* is a control: as
+far as it is from 1, so far are equal things apart.
 
 {measured(result)}
 {_against("forward", tables["forward"], "model")}
