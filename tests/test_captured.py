@@ -53,14 +53,15 @@ def test_copies_of_such_a_tensor_share_as_any_other(model):
 
 def test_what_a_graph_may_use_is_not_moved_by_reshare(model):
     """Seen to fail without the question in `join`."""
-    twin, other = torchcow.clone(model), copy.deepcopy(model)
+    base, other = copy.deepcopy(model), copy.deepcopy(model)
+    family = [torchcow.clone(base) for _ in range(3)]
     kept = torchcow.clone(other)
     torchcow._C.mark_captured(other.weight)
-    assert torchcow.is_shared(other.weight)
     before = torchcow._C.usage(other.weight)[1]
-    torchcow.reshare(twin, other)
+    torchcow.reshare(base, other, kept)
     assert torchcow._C.usage(other.weight)[1] == before
-    del kept
+    assert torchcow._C.usage(kept.weight)[1] == torchcow._C.usage(base.weight)[1], "what is not marked moves"
+    del family
 
 
 def test_the_end_of_each_capture_is_told(monkeypatch):
