@@ -26,7 +26,7 @@ void bind_reading(py::module_& module) {
   py::class_<ReadingScope>(module, "ReadingScope")
       .def("covered", &ReadingScope::covered)
       .def("leave", &leave)
-      .def("part", &ReadingScope::part, py::arg("index"));
+      .def("part", &ReadingScope::part, py::arg("indices"));
   module.def(
       "begin_reading",
       [](py::list tensors, bool checksum) { return std::make_unique<ReadingScope>(std::move(tensors), checksum); },

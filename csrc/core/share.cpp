@@ -202,6 +202,11 @@ bool on_probation(const c10::StorageImpl& storage, const SharingCall* call) {
 
 }  // namespace
 
+void meet_once(std::vector<MetTensor>& met, c10::TensorImpl& tensor) {
+  const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
+  if (std::none_of(met.begin(), met.end(), same)) met.push_back(MetTensor::reclaim_copy(&tensor));
+}
+
 void SharingCall::meet(c10::TensorImpl& tensor) {
   auto* storage = storage_of(tensor);
   if (made_.empty() || storage == nullptr) return;
@@ -209,9 +214,7 @@ void SharingCall::meet(c10::TensorImpl& tensor) {
     std::lock_guard lock(registry().mutex);
     if (!on_probation(*storage, this)) return;
   }
-  auto& known = met_[storage];
-  const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
-  if (std::none_of(known.begin(), known.end(), same)) known.push_back(MetTensor::reclaim_copy(&tensor));
+  meet_once(met_[storage], tensor);
 }
 
 const std::vector<MetTensor>& SharingCall::met(const c10::StorageImpl& source) const {

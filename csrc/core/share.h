@@ -32,6 +32,9 @@ namespace torchcow {
 
 using MetTensor = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
 
+/// Holds `tensor` as one of `met`, once.
+void meet_once(std::vector<MetTensor>& met, c10::TensorImpl& tensor);
+
 class SharingCall {
  public:
   SharingCall();

@@ -16,10 +16,7 @@ using Tensors = std::unordered_map<const c10::StorageImpl*, std::vector<MetTenso
 
 void meet(Tensors& tensors, const c10::StorageImpl* storage, c10::TensorImpl& tensor) {
   const auto known = tensors.find(storage);
-  if (known == tensors.end()) return;
-  const auto same = [&](const MetTensor& other) { return other.get() == &tensor; };
-  if (std::none_of(known->second.begin(), known->second.end(), same))
-    known->second.push_back(MetTensor::reclaim_copy(&tensor));
+  if (known != tensors.end()) meet_once(known->second, tensor);
 }
 
 /// An array's base is a tensor of its own, which Python can see: after NumPy all tensors must be those of the scope.
@@ -89,14 +86,18 @@ std::vector<ReadingScope::Outcome> ReadingScope::leave() {
   return answers;
 }
 
-bool ReadingScope::part(std::size_t index) const {
-  const auto outcome = outcomes_.find(storages_.at(index));
-  if (outcome == outcomes_.end()) return true;
-  const auto owner = outcome->second.storage.lock();
+std::vector<std::size_t> ReadingScope::part(const std::vector<std::size_t>& indices) const {
   std::vector<c10::intrusive_ptr<c10::StorageImpl>> siblings;
   visit_tracked_tensors(
       [&](auto&, auto& storage) { siblings.push_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)); });
-  return torchcow::part(outcome->second.block, siblings, owner.get());
+  std::vector<std::size_t> stuck;
+  for (const auto index : indices) {
+    const auto outcome = outcomes_.find(storages_.at(index));
+    if (outcome == outcomes_.end()) continue;
+    const auto owner = outcome->second.storage.lock();
+    if (!torchcow::part(outcome->second.block, siblings, owner.get())) stuck.push_back(index);
+  }
+  return stuck;
 }
 
 }  // namespace torchcow

@@ -30,9 +30,9 @@ class ReadingScope {
   /// Ends the scope. For each tensor: what became of it.
   std::vector<Outcome> leave();
 
-  /// After `leave`: whoever still looks into the memory of this tensor looks into memory that nobody else shares.
-  /// False: that could not be reached.
-  bool part(std::size_t index) const;
+  /// After `leave`: whoever still looks into the memory of these tensors looks into memory that nobody else shares.
+  /// Returns those for which that could not be reached. Slow: it looks at all objects, once.
+  [[nodiscard]] std::vector<std::size_t> part(const std::vector<std::size_t>& indices) const;
 
  private:
   py::list tensors_;

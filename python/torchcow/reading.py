@@ -92,7 +92,7 @@ def _end(
         if looked_at:
             looked_into.append(index)
     try:
-        stuck = [names[index] for index in looked_into if not scope.part(index)]
+        stuck = [names[index] for index in scope.part(looked_into)] if looked_into else []
     except RuntimeError as error:
         if written:
             raise IsolationError(_explain(written, [])) from error
