@@ -1,7 +1,8 @@
 """Markers, and the checks that follow every test: nothing leaks, the bytes add up, no shared block was written.
 
-Catches, after whatever test provoked it: a block or sharer that is never given back, memory that stays retired, and any
-write that reached a shared block (the checksums of ``torchcow.testing.verify``).
+Catches, after whatever test provoked it: a block or sharer that is never given back, memory that stays retired, any
+write that reached a shared block (the checksums of ``torchcow.testing.verify``), and a test that leaves a thread behind,
+beside which no later test would see a write skipped or a block stolen.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
-def settled(expected, seconds=5.0):
-    """The ledger, once no more than `expected` blocks are left, or the time is up (threads may still be ending)."""
+def settled(expected, alone, seconds=5.0):
+    """The ledger, once at most `expected` blocks and no threads (if `alone`) are left, or the time is up."""
     deadline = time.monotonic() + seconds
     now = torchcow.ledger()
-    while (now.blocks > expected or now.retired_blocks) and time.monotonic() < deadline:
+    while (
+        now.blocks > expected or now.retired_blocks or (alone and not torchcow._C.alone())
+    ) and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
         now = torchcow.ledger()
@@ -68,19 +71,21 @@ def accounting(request, small_tensors_are_shared):
     """Blocks, sharers and retired memory return to what they were before the test; no shared block was written."""
     _oracle.seed()
     before = torchcow.ledger()
+    alone = torchcow._C.alone()
     torchcow.events(clear=True)
     yield
     torchcow.testing.verify()
     failed = getattr(request.node, "failed", False)
     if failed:  # the traceback keeps the test's objects alive
         return
-    after = settled(before.blocks)
+    after = settled(before.blocks, alone)
     # Not '==': objects of an earlier test that failed may have gone in the meantime.
     assert after.blocks <= before.blocks, f"{after.blocks - before.blocks} blocks outlive the test"
     assert after.sharers <= before.sharers, f"{after.sharers - before.sharers} sharers outlive the test"
     assert after.unique_bytes <= before.unique_bytes
     assert after.retired_blocks == 0, f"{after.retired_blocks} blocks stay retired"
     assert after.retired_bytes == 0
+    assert torchcow._C.alone() or not alone, "the test leaves a thread, beside which no write is skipped"
     torchcow.events(clear=True)
 
 

@@ -98,6 +98,7 @@ def test_models_of_transformers_are_saved(tmp_path):
 
 def test_another_process_can_be_sent_a_clone():
     """ForkingPickler moves memory to where others can see it, which gives the sender other memory, too."""
+    from multiprocessing import resource_sharer
     from multiprocessing.reduction import ForkingPickler
 
     torch.multiprocessing.init_reductions()
@@ -106,6 +107,7 @@ def test_another_process_can_be_sent_a_clone():
     with torchcow.reading(clone):
         data = ForkingPickler.dumps(clone["layer"].weight.detach())
     assert torch.equal(pickle.loads(data), expected["layer"].weight)
+    resource_sharer.stop()
     assert torch.equal(clone["layer"].weight, expected["layer"].weight)
 
 

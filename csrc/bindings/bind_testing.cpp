@@ -2,6 +2,7 @@
 
 #include "captured.h"
 #include "materialize.h"
+#include "retire.h"
 #include "share.h"
 #include "verify.h"
 
@@ -56,6 +57,7 @@ void bind_testing(py::module_& module) {
   module.def("poison_skipped", &poison_skipped, py::arg("on"));
   module.def("arm_fingerprints", &arm_fingerprints, py::arg("on"));
   module.def("verify", &verify_blocks);
+  module.def("alone", &alone);
   module.def("load_test_operators", &load_test_operators);
   module.def(
       "mark_captured", [](const at::Tensor& tensor) { captured::mark(*tensor.storage().unsafeGetStorageImpl()); },
