@@ -1,7 +1,7 @@
 """Markers, and the checks that follow every test: nothing leaks, the bytes add up, no shared block was written.
 
 Catches, after whatever test provoked it: a block or sharer that is never given back, memory that stays retired, any
-write that reached a shared block (the checksums of ``torchcow.testing.verify``), and a test that leaves a thread behind,
+write that reached a shared block (the checksums of ``torchcow.testing.verify``), and a thread that is left behind,
 beside which no later test would see a write skipped or a block stolen.
 """
 
