@@ -68,10 +68,11 @@ def build(folder: Path, soname: str, symbols: dict[str, set[str]]) -> None:
 def main() -> None:
     folder = Path(sysconfig.get_path("purelib"), "torch", "lib")
     missing = missing_libraries(folder)
+    if not missing:
+        return
     for soname, symbols in wanted_symbols(folder, missing).items():
         build(folder, soname, symbols)
-    if missing:
-        print(f"stand-ins for CUDA libraries that are not here: {', '.join(missing)}")
+    print(f"stand-ins for CUDA libraries that are not here: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
