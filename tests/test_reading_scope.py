@@ -285,6 +285,34 @@ def test_overlapping_scopes_end_with_the_last(inner_first):
     assert torch.equal(source["x"], expected["x"])
 
 
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_an_array_that_outlives_overlapping_scopes_looks_into_memory_of_its_own(inner_first):
+    """Seen to fail when the second scope takes away the trace of NumPy that the first has to find."""
+    source, clone, _, expected = family()
+    first, second = torchcow.reading(clone), torchcow.reading(clone)
+    first.__enter__()
+    array = clone["x"].numpy()
+    second.__enter__()
+    (second if inner_first else first).__exit__(None, None, None)
+    (first if inner_first else second).__exit__(None, None, None)
+    array[:] = -1
+    assert torch.equal(source["x"], expected["x"]) and (clone["x"] == -1).all()
+
+
+def test_an_array_of_a_scope_that_goes_on_is_no_pointer_that_outlives_another():
+    """Seen to fail when each scope asks: threads that read one model would un-share it."""
+    source, clone, _, _ = family()
+    first, second = torchcow.reading(clone), torchcow.reading(clone)
+    first.__enter__()
+    second.__enter__()
+    array = clone["x"].detach().numpy()
+    first.__exit__(None, None, None)
+    assert torchcow.is_shared(clone["x"])
+    del array
+    second.__exit__(None, None, None)
+    assert address(clone["x"]) == address(source["x"])
+
+
 def test_a_clone_that_is_made_in_the_scope_is_isolated():
     source, clone, _, expected = family()
     with torchcow.reading(clone):
@@ -364,6 +392,7 @@ def test_threads_that_read_one_model_keep_it_shared():
     for thread in threads:
         thread.join()
     assert not failures
+    assert all(torchcow.is_shared(parameter) for parameter in clone.parameters())
     clone[0].weight.detach().numpy()[:] = 0
     assert model[0].weight.count_nonzero()
     verify()

@@ -75,8 +75,9 @@ void Reading::suspend(c10::ArrayRef<c10::StorageImpl*> storages) {
     auto& storage = *sharer->storage;
     entries_.push_back({WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)), sharer->block->id,
                         storage.resizable()});
+    if (sharer->readings++ > 0) continue;
     if (storage.allocator() != nullptr) storage.set_resizable(true);
-    if (sharer->readings++ == 0) write_hook::suspend(storage);
+    write_hook::suspend(storage);
   }
 }
 
@@ -124,10 +125,11 @@ std::vector<Reading::Outcome> Reading::leave() {
     Sharer* sharer = settled_sharer(impl, lock);
     if (sharer != nullptr && sharer->readings > 0 && --sharer->readings == 0) write_hook::resume(impl);
     const bool stayed = sharer != nullptr && sharer->block->id == entry.block;
+    const bool goes_on = stayed && sharer->readings > 0;
     const bool seen_by_numpy = !impl.resizable();
     if (!seen_by_numpy && !stayed) forget_pointers(entry.block, impl);
     if (!entry.resizable) impl.set_resizable(false);
-    outcomes.push_back({entry.storage, entry.block, stayed, seen_by_numpy, false});
+    outcomes.push_back({entry.storage, entry.block, stayed, goes_on, seen_by_numpy, false});
   }
   lock.unlock();
   if (!checksum_) return outcomes;

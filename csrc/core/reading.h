@@ -49,7 +49,8 @@ class Reading {
     WeakStorage storage;
     std::uint64_t block;  ///< that it shared when the scope began
     bool stayed;          ///< it shares that block still
-    bool seen_by_numpy;   ///< NumPy looked into it, in the scope
+    bool goes_on;         ///< and another scope of it, which has still to ask for pointers that outlive it
+    bool seen_by_numpy;   ///< NumPy looked into it, in this scope or in one that overlaps
     bool damaged;         ///< the block has another checksum than at the beginning
   };
 

@@ -123,6 +123,18 @@ TEST_F(ReadingTest, NumpyIsSeenByItsTraceAlone) {
   EXPECT_FALSE(storage_impl(loaded).resizable()) << "as it was";
 }
 
+// Broken by: a scope that takes away the trace that NumPy left in another.
+TEST_F(ReadingTest, TheLastOfOverlappingScopesAsksForNumpy) {
+  const auto source = numbers(1000), copy = clone(source);
+  Reading first({&storage_impl(copy)}, false);
+  storage_impl(copy).set_resizable(false);  // what numpy() does
+  Reading second({&storage_impl(copy)}, false);
+  EXPECT_TRUE(first.leave().at(0).goes_on);
+  const auto outcome = second.leave().at(0);
+  EXPECT_FALSE(outcome.goes_on);
+  EXPECT_TRUE(outcome.seen_by_numpy);
+}
+
 // Broken by: siblings that are not moved, or moved without their offset; an owner that moves.
 TEST_F(ReadingTest, PartGivesTheMemoryToOneAndACopyToTheOthers) {
   const auto source = numbers(1000);
