@@ -22,7 +22,7 @@ export TSAN_OPTIONS="suppressions=$PWD/tests/sanitizers/tsan.supp:ignore_noninst
 echo "== C++ tests under ThreadSanitizer"
 if have_gtest; then
   TSAN_OPTIONS="$TSAN_OPTIONS:halt_on_error=1" \
-    ctest --test-dir build/tsan --output-on-failure -R 'test_(races|write_hook|retire|reserve|reshare|barrier|streams|host_copy|ledger|writing)'
+    ctest --test-dir build/tsan --output-on-failure -R 'test_(races|write_hook|retire|reserve|reshare|reading|barrier|streams|host_copy|host_pages|materialize|ledger|writing)'
 else
   echo "LEFT OUT, because GoogleTest is not installed (Debian: apt-get install libgtest-dev)"
 fi
@@ -31,4 +31,5 @@ echo "== Python tests with threads under ThreadSanitizer"
 # no:benchmark: that plugin starts a process, and a fork hangs in the sanitizer's runtime.
 # exitcode=66 at the end of the process if anything was reported; reports do not stop the tests.
 LD_PRELOAD="$(runtime libtsan.so)" TSAN_OPTIONS="$TSAN_OPTIONS:exitcode=66" PYTHONPATH="$PWD/build/tsan/package" \
-  "$python" -m pytest tests/test_threads.py tests/test_reshare.py tests/test_trace.py -x -q -p no:cacheprovider -p no:benchmark ${PYTEST_ARGS:-}
+  "$python" -m pytest tests/test_threads.py tests/test_reshare.py tests/test_trace.py \
+  tests/test_reading_scope.py tests/test_prototype_threads.py -x -q -p no:cacheprovider -p no:benchmark ${PYTEST_ARGS:-}
