@@ -41,6 +41,13 @@ Block* find_block(std::uint64_t id, Block* list) {
   return list;
 }
 
+/// Do pointers look into `block` that were handed out in the scope of another storage than `owner`?
+bool others_look_into(const Block& block, const c10::StorageImpl* owner) {
+  return std::any_of(block.leavers.begin(), block.leavers.end(), [&](const Leaver& leaver) {
+    return leaver.pointers && leaver.storage._unsafe_get_target() != owner && leaver.storage.use_count() > 0;
+  });
+}
+
 /// No pointer is left that looks into the block which `storage` left in the scope.
 void forget_pointers(std::uint64_t id, const c10::StorageImpl& storage) {
   auto* block = find_block(id, registry().blocks);
@@ -199,7 +206,7 @@ bool part(std::uint64_t number, const std::vector<c10::intrusive_ptr<c10::Storag
       lock.lock();
     }
     const auto* own = owner != nullptr ? write_hook::sharer_of(*owner) : nullptr;
-    alone = block.sharer_count == (own != nullptr && own->block == &block ? 2U : 1U);
+    alone = block.sharer_count == (own != nullptr && own->block == &block ? 2U : 1U) && !others_look_into(block, owner);
   }
   pin.reset();
   if (alone && owner != nullptr) materialize({{owner}}, {"torchcow.reading", false, true, /*stays=*/true});

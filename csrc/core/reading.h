@@ -73,7 +73,8 @@ class Reading {
 };
 
 /// Moves `siblings` from the block with this number to a copy of it; then `owner`, if it still shares the block, takes
-/// the memory and keeps its address. False: the block has other sharers as well, which are still there.
+/// the memory and keeps its address. False: the block has other sharers as well, which are still there, or pointers
+/// look into it that were handed out in the scope of another storage.
 /// Throws what the allocator throws, and then nothing has changed.
 bool part(std::uint64_t block, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
           c10::StorageImpl* owner);

@@ -166,6 +166,22 @@ TEST_F(ReadingTest, PartTellsWhenOthersAreLeft) {
   EXPECT_TRUE(shared(copy) && shared(unknown));
 }
 
+// Broken by: memory that is given to one storage while pointers of another look into it, in a scope that goes on.
+TEST_F(ReadingTest, PartTellsWhenPointersOfAnotherScopeLookIntoTheMemory) {
+  const auto source = numbers(1000), copy = clone(source);
+  const auto expected = deep_copy(source);
+  Reading outer({&storage_impl(source)}, false), inner({&storage_impl(copy)}, false);
+  const auto* seen = static_cast<const float*>(storage_impl(source).mutable_data());
+  const auto outcome = inner.leave().at(0);
+  EXPECT_FALSE(part(outcome.block, {held(source)}, &storage_impl(copy)));
+  write(copy);
+  static_cast<float*>(storage_impl(copy).mutable_data())[1] = -1;
+  EXPECT_EQ(seen[1], expected[1].item<float>());
+  EXPECT_TRUE(same_bits(source, expected));
+  outer.leave();
+  EXPECT_TRUE(part(outcome.block, {held(source)}, &storage_impl(copy)));
+}
+
 TEST_F(ReadingTest, PartWithoutMemoryChangesNothing) {
   const auto source = numbers(1000), copy = clone(source);
   Reading reading({&storage_impl(copy)}, false);
