@@ -509,6 +509,7 @@ ERRORS = {
     "pruned": pruned,
     "subclass without new_empty": lambda: with_attributes(complexes().conj().as_subclass(TorchFunction), a=1),
     "parameter with more arguments": lambda: ManyArguments(matrix(), True, 3),
+    "parameter of 4 bits": lambda: nn.Parameter(torch.zeros(SIDE, SIDE, dtype=torch.uint8).view(torch.uint4), False),
     "parameter, sparse": lambda: nn.Parameter(matrix().to_sparse()),
     "lock": threading.Lock,
     "rlock": threading.RLock,
@@ -732,6 +733,17 @@ def test_a_clone_made_inside_inference_mode_is_an_inference_tensor():
             assert torchcow.clone(source).is_inference() == copy.deepcopy(source).is_inference()
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_version_of_a_copied_inference_tensor(deterministic):
+    with torch.inference_mode():
+        source = matrix()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        assert torchcow.clone(source)._version == copy.deepcopy(source)._version
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
 def test_requires_grad_does_not_depend_on_the_context(context):
     source = [matrix().requires_grad_(), nn.Parameter(matrix()), matrix()]
@@ -755,6 +767,17 @@ def test_expanded_parameter_becomes_dense_and_writable():
     clone = torchcow.clone(nn.Parameter(torch.rand(SIDE, 1).expand(SIDE, SIDE)))
     clone.data[0, 0] = 9
     assert clone.data[0, 1] != 9
+
+
+@pytest.mark.parametrize("left", [0, 64])
+def test_the_copy_of_a_tensor_whose_memory_was_freed_has_memory(left):
+    source = matrix()
+    source.untyped_storage().resize_(left)
+    want, got = copy.deepcopy(source), torchcow.clone(source)
+    assert got.untyped_storage().nbytes() == want.untyped_storage().nbytes() == SIDE * SIDE * 4
+    got.fill_(1)
+    assert source.untyped_storage().nbytes() == left
+    assert torch.equal(torchcow.clone(got), got)
 
 
 def test_slice_parameter_is_compact_for_saving():

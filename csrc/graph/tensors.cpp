@@ -3,6 +3,8 @@
 #include "protocol.h"
 #include "write_hook.h"
 
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/CPUAllocator.h>
@@ -95,6 +97,14 @@ at::Tensor tensor_over(c10::Storage storage, const c10::TensorImpl& like, std::i
   return made;
 }
 
+/// torch has no kernel that copies these types, so a deep copy of such a parameter raises.
+bool has_copy_kernel(c10::ScalarType type) {
+  using c10::ScalarType;
+  const bool sub_byte = (type >= ScalarType::UInt1 && type <= ScalarType::UInt7) ||
+                        (type >= ScalarType::Int1 && type <= ScalarType::Int7);
+  return !sub_byte && !c10::isQIntType(type);
+}
+
 /// `source.data.clone(memory_format=torch.preserve_format)`, sharing if it can.
 at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
   auto* impl = source.unsafeGetTensorImpl();
@@ -102,7 +112,8 @@ at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
   const auto offset = static_cast<std::size_t>(impl->storage_offset()) * impl->itemsize();
   auto reason = Reason::layout;
   auto& storage = *impl->unsafe_storage().unsafeGetStorageImpl();
-  if (!source.is_conj() && !source.is_neg() && impl->is_non_overlapping_and_dense()) {
+  if (!source.is_conj() && !source.is_neg() && impl->is_non_overlapping_and_dense() &&
+      has_copy_kernel(source.scalar_type())) {
     if (offset % vector_bytes == 0) {
       if (auto shared = call.share(storage, offset, bytes, reason)) {
         call.meet(*impl);
@@ -181,9 +192,22 @@ bool has_names(const T& tensor) {
   return false;
 }
 
+/// torch's method counts one version more for the copy of an inference tensor, if new memory is filled.
+bool counts_another_version(const at::Tensor& tensor) {
+  return tensor.is_inference() && at::globalContext().deterministicAlgorithms();
+}
+
+/// torch's method makes the copy's storage larger if the tensor's memory was freed (`untyped_storage().resize_(0)`).
+bool fits_storage(const at::Tensor& tensor) {
+  const auto* impl = tensor.unsafeGetTensorImpl();
+  return at::detail::computeStorageNbytes(impl->sizes(), impl->strides(), impl->itemsize(), impl->storage_offset()) <=
+         impl->unsafe_storage().nbytes();
+}
+
 bool copies_like_plain_memory(const at::Tensor& tensor, PyObject* object) {
-  return is_plain(tensor) && (tensor.is_cpu() || tensor.is_cuda()) && !tensor.is_conj() && !tensor.is_neg() &&
-         !has_names(tensor) && tensor.is_leaf() && has_simple_attributes(object);
+  return is_plain(tensor) && !counts_another_version(tensor) && fits_storage(tensor) &&
+         (tensor.is_cpu() || tensor.is_cuda()) && !tensor.is_conj() && !tensor.is_neg() && !has_names(tensor) &&
+         tensor.is_leaf() && has_simple_attributes(object);
 }
 
 py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
