@@ -550,6 +550,19 @@ def test_same_error(name):
     assert str(got.value)[:30] == str(want.value)[:30]
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C, "_set_storage_data_ptr_access_error_msg"), reason="torch is built without CUDA"
+)
+@pytest.mark.parametrize("make", [matrix, lambda: nn.Parameter(matrix())], ids=["tensor", "parameter"])
+def test_memory_that_torch_forbids_to_read(make):
+    source = make()
+    torch._C._set_storage_data_ptr_access_error_msg(source.untyped_storage()._cdata, "overwritten by a later run")
+    with pytest.raises(RuntimeError, match="overwritten by a later run"):
+        copy.deepcopy(source)
+    with pytest.raises(RuntimeError, match="overwritten by a later run"):
+        torchcow.clone(source)
+
+
 @pytest.mark.parametrize("memo", ["bad", 3, [1]])
 def test_bad_memo(memo):
     with pytest.raises(Exception) as want:
@@ -778,6 +791,18 @@ def test_the_copy_of_a_tensor_whose_memory_was_freed_has_memory(left):
     got.fill_(1)
     assert source.untyped_storage().nbytes() == left
     assert torch.equal(torchcow.clone(got), got)
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_zero_tensor_has_no_memory_to_copy(size):
+    source = torch._efficientzerotensor(size)
+    for x in (source, source.untyped_storage(), [torch.rand(3), source]):
+        with pytest.raises(RuntimeError) as want:
+            copy.deepcopy(x)
+        with pytest.raises(RuntimeError, match=re.escape(str(want.value))):
+            torchcow.clone(x)
+    assert_same(copy.deepcopy(nn.Parameter(source)), torchcow.clone(nn.Parameter(source)), "parameter")
 
 
 def test_slice_parameter_is_compact_for_saving():

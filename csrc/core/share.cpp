@@ -114,6 +114,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
     reason = Reason::tiny;
     return {};
   }
+  static_cast<void>(source.data());  // raises if torch has forbidden to read it
   std::shared_ptr<StreamOrder> order;
   if (!device.is_cpu()) {
     if (capturing(current_stream(device))) {

@@ -81,6 +81,11 @@ bool inherits_deepcopy(PyObject* source) {
 #endif
 }
 
+/// On the CPU, what is too small to share is copied here. A zero tensor has bytes to copy, but no memory.
+bool copies_bytes(Reason reason, const c10::StorageImpl& source) {
+  return reason == Reason::tiny && source.device().is_cpu() && (source.nbytes() == 0 || source.data() != nullptr);
+}
+
 /// Memory of its own with the bytes [offset, offset + bytes) of `source`, on the CPU.
 c10::Storage copy_bytes(const c10::StorageImpl& source, std::size_t offset, std::size_t bytes) {
   auto* allocator = c10::GetCPUAllocator();
@@ -120,7 +125,7 @@ at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
         return tensor_over(c10::Storage(std::move(shared)), *impl, 0);
       }
     }
-    if (reason == Reason::tiny && impl->device().is_cpu() && offset + bytes <= storage.nbytes()) {
+    if (copies_bytes(reason, storage) && offset + bytes <= storage.nbytes()) {
       auto copy = copy_bytes(storage, offset, bytes);
       copied(reason, copy);
       return tensor_over(std::move(copy), *impl, 0);
@@ -137,9 +142,9 @@ c10::Storage new_storage(Memo& memo, const c10::Storage& source) {
   auto& impl = *source.unsafeGetStorageImpl();
   Reason reason;
   if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) return c10::Storage(std::move(shared));
-  const bool tiny = reason == Reason::tiny && impl.device().is_cpu();
-  c10::Storage copy = tiny ? copy_bytes(impl, 0, impl.nbytes())
-                           : THPStorage_Unpack(steal(THPStorage_Wrap(source)).attr("clone")().ptr());
+  c10::Storage copy = copies_bytes(reason, impl)
+                          ? copy_bytes(impl, 0, impl.nbytes())
+                          : THPStorage_Unpack(steal(THPStorage_Wrap(source)).attr("clone")().ptr());
   copied(reason, copy);
   return copy;
 }
