@@ -356,6 +356,21 @@ def test_inference_tensors_have_no_versions_and_are_read_all_the_same():
     assert torchcow.is_shared(clone) == shared
 
 
+def test_memory_is_kept_as_long_as_a_scope_goes_on():
+    """Seen to fail when the first of two scopes that ends forgets the pointers of the other."""
+    source, clone, _, _ = family()
+    first, second = torchcow.reading(clone), torchcow.reading(clone)
+    first.__enter__()
+    second.__enter__()
+    del _
+    for tensor in (clone["x"], source["x"]):
+        tensor.add_(1)
+    first.__exit__(None, None, None)
+    assert torchcow.ledger().retired_blocks == 1
+    second.__exit__(None, None, None)
+    assert torchcow.ledger().retired_blocks == 0
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_memory_that_the_scope_of_a_clone_looks_into_is_given_to_nobody(written):
     """Seen to fail when the clone gets the memory: what is then written into it shows in the array of the source."""

@@ -61,8 +61,8 @@ struct Sharer {
 /// started before the move.
 struct Leaver {
   WeakStorage storage;
-  double left_at = 0;     ///< seconds, steady clock
-  bool pointers = false;  ///< raw pointers may look into the block as long as the storage lives (reading.h)
+  double left_at = 0;        ///< seconds, steady clock
+  std::size_t pointers = 0;  ///< scopes whose raw pointers may look into the block while the storage lives (reading.h)
 };
 
 /// A list, so that a leaver can be made before the move, and added in a step that cannot fail.

@@ -255,7 +255,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
     Block& block = *sharer.block;
     if (cause.visible)
       record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
-    for (auto& leaver : job.leaver) leaver.pointers = sharer.readings > 0;
+    for (auto& leaver : job.leaver) leaver.pointers = sharer.readings;
     if (job.way == Way::steal) {
       c10::DataPtr memory = std::move(block.data);
       block.data = c10::DataPtr(nullptr, memory.device());

@@ -44,17 +44,17 @@ Block* find_block(std::uint64_t id, Block* list) {
 /// Do pointers look into `block` that were handed out in the scope of another storage than `owner`?
 bool others_look_into(const Block& block, const c10::StorageImpl* owner) {
   return std::any_of(block.leavers.begin(), block.leavers.end(), [&](const Leaver& leaver) {
-    return leaver.pointers && leaver.storage._unsafe_get_target() != owner && leaver.storage.use_count() > 0;
+    return leaver.pointers > 0 && leaver.storage._unsafe_get_target() != owner && leaver.storage.use_count() > 0;
   });
 }
 
-/// No pointer is left that looks into the block which `storage` left in the scope.
+/// No pointer of a scope is left that looks into the block which `storage` left in it.
 void forget_pointers(std::uint64_t id, const c10::StorageImpl& storage) {
   auto* block = find_block(id, registry().blocks);
   if (block == nullptr) block = find_block(id, registry().retired);
   if (block == nullptr) return;
   for (auto& leaver : block->leavers) {
-    if (leaver.storage._unsafe_get_target() == &storage) leaver.pointers = false;
+    if (leaver.storage._unsafe_get_target() == &storage && leaver.pointers > 0) --leaver.pointers;
   }
 }
 

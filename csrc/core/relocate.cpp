@@ -11,7 +11,7 @@ void relocate(Sharer& sharer, Block& block, std::size_t offset, Garbage& garbage
   moved->reserve = sharer.reserve;
   moved->readings = sharer.readings;
   Leavers leaver{{WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(sharer.storage)), 0,
-                  /*pointers=*/sharer.readings > 0}};
+                  /*pointers=*/sharer.readings}};
   // Nothing after this point can fail.
   write_hook::move(*sharer.storage, *moved);
   block.link(*moved.release());

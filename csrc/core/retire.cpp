@@ -14,7 +14,7 @@ bool (*other_threads)() = nullptr;
 bool still_reads(const Leaver& leaver) noexcept {
   const auto references = leaver.storage.use_count();
   if (references == 0) return false;
-  if (leaver.pointers) return true;
+  if (leaver.pointers > 0) return true;
   // The weak reference keeps the struct readable, dead or alive.
   if (references > 1 + python_references(*leaver.storage._unsafe_get_target())) return true;
   return steady_seconds() - leaver.left_at < grace_seconds && !alone();

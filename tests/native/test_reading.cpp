@@ -99,6 +99,18 @@ TEST_F(ReadingTest, PointersStayValidAfterAWriteInTheScope) {
   EXPECT_EQ(totals().retired_blocks, 0U);
 }
 
+// Broken by: pointers that are forgotten when the first of two scopes ends.
+TEST_F(ReadingTest, PointersOfAScopeThatGoesOnStayValid) {
+  const auto source = numbers(1000), copy = clone(source);
+  Reading first({&storage_impl(copy)}, false), second({&storage_impl(copy)}, false);
+  write(copy);
+  write(source);
+  first.leave();
+  EXPECT_EQ(totals().retired_blocks, 1U);
+  second.leave();
+  EXPECT_EQ(totals().retired_blocks, 0U);
+}
+
 // Broken by: a `relocate` that forgets the scopes: the hook would never be heard again.
 TEST_F(ReadingTest, AStorageThatJoinsAnotherBlockStaysInTheScope) {
   const auto keeper = numbers(1000), joiner = deep_copy(keeper), expected = deep_copy(keeper);
