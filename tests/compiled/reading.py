@@ -15,6 +15,8 @@ from torch import nn
 import torchcow
 from torchcow import IsolationError
 
+pytestmark = pytest.mark.threads  # those of the compiler
+
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
