@@ -65,9 +65,9 @@ std::vector<ReadingScope::Outcome> ReadingScope::leave() {
   }
   std::unordered_set<const c10::StorageImpl*> doubtful;
   for (auto& [storage, outcome] : found) {
-    if (outcomes_.at(storage).goes_on) continue;
-    const bool numpy = outcomes_.at(storage).seen_by_numpy;
-    outcome.looked_into = numpy && has_other_tensors(*held.at(storage), tensors.at(storage));
+    const auto& fate = outcomes_.at(storage);
+    if (fate.goes_on) continue;
+    outcome.looked_into = fate.seen_by_numpy && has_other_tensors(*held.at(storage), tensors.at(storage));
     // `held` holds it once.
     if (!outcome.looked_into && !explained(*storage, tensors.at(storage), 1)) doubtful.insert(storage);
   }
