@@ -3,7 +3,7 @@
 #include "barrier.h"
 #include "cuda_kernels.h"
 #include "ledger.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "reserve.h"
 #include "reshare.h"
 #include "share.h"
@@ -78,14 +78,14 @@ class ReserveHandle {
 
   [[nodiscard]] std::size_t bytes() const {
     const auto reserve = reserve_.lock();
-    std::lock_guard lock(registry().mutex);
+    std::lock_guard lock(engine().mutex);
     return reserve ? reserve->bytes() : 0;
   }
 
   void release() const {
     Reserve::Pieces pieces;
     const auto reserve = reserve_.lock();
-    std::lock_guard lock(registry().mutex);
+    std::lock_guard lock(engine().mutex);
     if (reserve) pieces = reserve->release();
   }
 

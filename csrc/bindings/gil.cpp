@@ -1,6 +1,6 @@
 #include "bindings.h"
 
-#include "registry.h"
+#include "engine_state.h"
 #include "retire.h"
 
 namespace torchcow {
@@ -34,7 +34,7 @@ bool other_threads_run_python() {
 }  // namespace
 
 void install_gil_hooks() {
-  registry().blocking = {&release, &acquire};
+  engine().blocking = {&release, &acquire};
   set_other_threads_probe(&other_threads_run_python);
 }
 

@@ -1,7 +1,7 @@
 #include "barrier.h"
 
 #include "materialize.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "stream_order.h"
 #include "write_hook.h"
 
@@ -145,7 +145,7 @@ class BarrierKernel final : public c10::OperatorKernel {
     auto* storage = storage_of(arguments[0].toTensor());
     Block* block = nullptr;
     if (storage != nullptr) {
-      std::lock_guard lock(registry().mutex);
+      std::lock_guard lock(engine().mutex);
       if (auto* sharer = write_hook::sharer_of(*storage)) block = sharer->block;
     }
     // The caller holds the tensor, its storage holds the sharer, and the sharer holds the block.

@@ -28,7 +28,7 @@
 /// own allocator understands `record_stream`. Sharers own the block together. A sharer belongs to its
 /// storage: it dies when the storage is materialized, is resized or dies.
 ///
-/// Threads: all fields are guarded by the registry's mutex (registry.h), but for the constant ones.
+/// Threads: all fields are guarded by the engine's mutex (engine_state.h), but for the constant ones.
 
 namespace torchcow {
 
@@ -47,7 +47,7 @@ struct Sharer {
   std::optional<c10::Stream> home = std::nullopt;  ///< the stream on which the clone was made; none on the CPU
   bool claimed = false;                            ///< a materialization is under way (materialize.h)
   std::thread::id claimant = {};
-  std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (registry.h)
+  std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (engine_state.h)
   std::size_t readings = 0;       ///< scopes in which raw pointers only read (reading.h)
   std::shared_ptr<Reserve> reserve =
       nullptr;             ///< memory set aside for the first write; not touched while another has claimed it
@@ -90,7 +90,7 @@ struct Block {
   std::optional<std::uint64_t> fingerprint;  ///< verify.h
   std::shared_ptr<Probation> probation;      ///< with the call that made it
   bool taken = false;                        ///< a steal is under way: no further sharers
-  Block* next = nullptr;                     ///< one of the registry's lists, or the garbage
+  Block* next = nullptr;                     ///< one of the engine's lists, or the garbage
   Block* previous = nullptr;
 
   [[nodiscard]] c10::Device device() const noexcept { return data.device(); }

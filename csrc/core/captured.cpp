@@ -1,6 +1,6 @@
 #include "captured.h"
 
-#include "registry.h"
+#include "engine_state.h"
 
 #include <atomic>
 #include <unordered_map>
@@ -30,7 +30,7 @@ bool take_note() noexcept { return noted.exchange(false); }
 void mark(c10::StorageImpl& storage) {
   std::vector<WeakStorage> dead;  // freed without the mutex
   WeakStorage reference(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   if (marked.size() >= prune_at) {
     for (auto entry = marked.begin(); entry != marked.end();) {
       const auto here = entry++;

@@ -14,9 +14,9 @@
 /// Freed pages are *kept* for the next first write of the same size, which then has no page faults at
 /// all: clones of one prototype come and go with the same sizes. Kept pages, but for a short tail, are marked
 /// MADV_FREE: a kernel that runs short of memory takes them, without swapping and without asking. At most
-/// `max_kept_bytes` are kept, the oldest go first, and none while nothing is shared (registry.cpp).
+/// `max_kept_bytes` are kept, the oldest go first, and none while nothing is shared (engine_state.cpp).
 ///
-/// Threads: one mutex, held across fork(). It is never taken together with the registry's.
+/// Threads: one mutex, held across fork(). It is never taken together with the engine's.
 
 namespace torchcow::host {
 

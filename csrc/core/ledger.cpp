@@ -1,7 +1,7 @@
 #include "ledger.h"
 
 #include "host_pages.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "reserve.h"
 #include "retire.h"
 #include "write_hook.h"
@@ -187,7 +187,7 @@ Totals totals() {
   Totals sum;
   {
     Garbage garbage;
-    auto& state = registry();
+    auto& state = engine();
     std::lock_guard lock(state.mutex);
     sweep_retired(garbage);
     for (auto* block = state.blocks; block != nullptr; block = block->next) {
@@ -211,7 +211,7 @@ Totals totals() {
 }
 
 Usage usage(const c10::StorageImpl& storage) {
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   const Sharer* sharer = write_hook::sharer_of(storage);
   if (sharer == nullptr) return {nullptr, 0, 0, storage.nbytes()};
   return {sharer->block, sharer->block->bytes, sharer->block->sharer_count, sharer->bytes, sharer->offset};

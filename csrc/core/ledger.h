@@ -84,7 +84,7 @@ void trim_causes();
 /// Tests: forgets all of them.
 void forget_causes();
 
-/// fork: the child must find the events whole (registry.cpp).
+/// fork: the child must find the events whole (engine_state.cpp).
 void hold_ledger_over_fork(bool hold) noexcept;
 
 /// Sums over all live blocks. Fair shares (a block's bytes divided by its sharers) add up to

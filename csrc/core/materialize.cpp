@@ -58,7 +58,7 @@ c10::DataPtr allocate_on_host(c10::Allocator& allocator, std::size_t bytes) {
 void take_reserved(Job& job) {
   if (!job.sharer->reserve) return;
   Reserve::Pieces given_back;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   job.piece = job.sharer->reserve->take(job.sharer->bytes, given_back);
   if (!job.piece.empty()) job.memory = std::move(job.piece.front().memory);
 }
@@ -92,7 +92,7 @@ struct Trouble {
 
 Trouble trouble_of(const Job& job, bool capture) {
   const Block& block = *job.sharer->block;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   Trouble trouble{job.storage, job.sharer->bytes, block.device(), block.sharer_count, capture};
   std::size_t known = 0;
   for (auto* other = block.sharers; other != nullptr && known < trouble.others.size(); other = other->next) {
@@ -142,7 +142,7 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
   std::unordered_map<const Block*, std::size_t> leaving;  // siblings in this batch that copy
   if (targets.size() > 1) leaving.reserve(targets.size());
   const auto self = std::this_thread::get_id();
-  auto& state = registry();
+  auto& state = engine();
   std::unique_lock lock(state.mutex);
   for (auto& target : targets) {
     if (!jobs.empty() && jobs.back().storage == target.storage) continue;
@@ -176,7 +176,7 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
 
 void release_claims(Jobs& jobs) noexcept {
   Garbage garbage;
-  auto& state = registry();
+  auto& state = engine();
   std::lock_guard lock(state.mutex);
   for (auto& job : jobs) {
     if (!job.piece.empty()) {
@@ -243,7 +243,7 @@ void copy_bytes(Jobs& jobs, const Cause& cause) {
 
 /// Gives up the blocks. There is room in `skipped`.
 void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook, Garbage& garbage) noexcept {
-  auto& state = registry();
+  auto& state = engine();
   std::lock_guard lock(state.mutex);
   for (auto& job : jobs) {
     Sharer& sharer = *job.sharer;
@@ -345,7 +345,7 @@ void finish_skipped(Skipped& skipped, std::size_t written) {
     }
   }
   Garbage garbage;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   leave(keeper, std::move(skipped.leaver), garbage);
 }
 
@@ -358,7 +358,7 @@ void write_hook::dropped(Sharer* sharer) noexcept {
     }
   }
   Garbage garbage;
-  auto& state = registry();
+  auto& state = engine();
   std::lock_guard lock(state.mutex);
   sharer->storage = nullptr;
   if (state.claimed(*sharer)) return;  // the claimant cleans up

@@ -2,7 +2,7 @@
 
 #include "block.h"
 #include "ledger.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "writing.h"
 
 #include <c10/util/ArrayRef.h>

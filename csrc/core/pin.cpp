@@ -1,18 +1,18 @@
 #include "pin.h"
 
-#include "registry.h"
+#include "engine_state.h"
 
 namespace torchcow {
 
 Pin::Pin(Block& block) : sharer_(new Sharer{&block, 0, 0, nullptr}) {
   block.link(*sharer_);
-  ++registry().sharer_count;
+  ++engine().sharer_count;
 }
 
 Pin::~Pin() {
   if (sharer_ == nullptr) return;
   Garbage garbage;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   leave(*sharer_, {}, garbage);
 }
 

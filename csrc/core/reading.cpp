@@ -26,7 +26,7 @@ namespace {
 Sharer* settled_sharer(const c10::StorageImpl& storage, std::unique_lock<std::mutex>& lock) {
   for (;;) {
     Sharer* sharer = write_hook::sharer_of(storage);
-    if (sharer == nullptr || !registry().claimed(*sharer)) return sharer;
+    if (sharer == nullptr || !engine().claimed(*sharer)) return sharer;
     if (sharer->claimant == std::this_thread::get_id()) return sharer;
     wait_for_claims(lock);
   }
@@ -50,8 +50,8 @@ bool others_look_into(const Block& block, const c10::StorageImpl* owner) {
 
 /// No pointer of a scope is left that looks into the block which `storage` left in it.
 void forget_pointers(std::uint64_t id, const c10::StorageImpl& storage) {
-  auto* block = find_block(id, registry().blocks);
-  if (block == nullptr) block = find_block(id, registry().retired);
+  auto* block = find_block(id, engine().blocks);
+  if (block == nullptr) block = find_block(id, engine().retired);
   if (block == nullptr) return;
   for (auto& leaver : block->leavers) {
     if (leaver.storage._unsafe_get_target() == &storage && leaver.pointers > 0) --leaver.pointers;
@@ -64,7 +64,7 @@ void Reading::suspend(c10::ArrayRef<c10::StorageImpl*> storages) {
   std::vector<Sharer*> sharers;
   sharers.reserve(storages.size());
   entries_.reserve(storages.size());
-  auto& state = registry();
+  auto& state = engine();
   std::unique_lock lock(state.mutex);
   // Waiting gives up the mutex: all are looked at again after it.
   for (auto* storage : storages) settled_sharer(*storage, lock);
@@ -124,7 +124,7 @@ std::vector<Reading::Outcome> Reading::leave() {
   const auto looked_at = blocks();
   std::vector<c10::intrusive_ptr<c10::StorageImpl>> held;  // may end here, without the mutex
   held.reserve(entries_.size());
-  std::unique_lock lock(registry().mutex);
+  std::unique_lock lock(engine().mutex);
   for (const auto& entry : std::exchange(entries_, {})) {
     auto storage = entry.storage.lock();
     if (!storage) continue;
@@ -151,7 +151,7 @@ std::vector<Reading::Outcome> Reading::leave() {
 
 namespace {
 
-/// A copy of a pinned block, in the registry and pinned as well.
+/// A copy of a pinned block, in the list of blocks and pinned as well.
 Pin copy_of(const Block& block) {
   const auto device = block.device();
   TORCH_CHECK(device.is_cpu() || !capturing(current_stream(device)),
@@ -168,9 +168,9 @@ Pin copy_of(const Block& block) {
     wait_on_host(device);
     made->order = std::make_shared<StreamOrder>(StreamOrder::record_ready(device));
   }
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   Pin pin(*made);
-  registry().add(*made.release());
+  engine().add(*made.release());
   return pin;
 }
 
@@ -179,7 +179,7 @@ Pin copy_of(const Block& block) {
 bool part(std::uint64_t number, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
           c10::StorageImpl* owner) {
   Garbage garbage;
-  auto& state = registry();
+  auto& state = engine();
   std::optional<Pin> pin;
   {
     std::lock_guard lock(state.mutex);

@@ -18,7 +18,7 @@
 /// Two storages of one scope never show the same address: who saves a model takes equal addresses for ties. Where
 /// storages overlap in a block, only the first is suspended.
 ///
-/// Pointers that outlive the scope would write unseen. Whether there are any is the caller's question (graph/
+/// Pointers that outlive the scope would write unseen. Whether there are any is the caller's question (deepcopy/
 /// references.h); `part` then gives the memory to the storage that the pointers belong to, and everybody else a copy.
 ///
 /// A storage that is written in the scope moves away, and pointers into the block that it left see what it held before.

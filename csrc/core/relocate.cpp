@@ -15,7 +15,7 @@ void relocate(Sharer& sharer, Block& block, std::size_t offset, Garbage& garbage
   // Nothing after this point can fail.
   write_hook::move(*sharer.storage, *moved);
   block.link(*moved.release());
-  ++registry().sharer_count;
+  ++engine().sharer_count;
   leave(sharer, std::move(leaver), garbage);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "registry.h"
+#include "engine_state.h"
 
 /// A sharer moves to another block that holds the same bytes.
 ///
@@ -9,7 +9,7 @@
 
 namespace torchcow {
 
-/// Makes the storage of `sharer` read `block` from `offset` on. `sharer` itself goes into the garbage. The registry's
+/// Makes the storage of `sharer` read `block` from `offset` on. `sharer` itself goes into the garbage. The engine's
 /// mutex is held, and nobody has claimed the sharer. If memory for the bookkeeping is missing, nothing has changed.
 void relocate(Sharer& sharer, Block& block, std::size_t offset, Garbage& garbage);
 

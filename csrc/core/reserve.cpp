@@ -1,7 +1,7 @@
 #include "reserve.h"
 
 #include "materialize.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "write_hook.h"
 
 #include <unistd.h>
@@ -32,7 +32,7 @@ struct Want {
 std::vector<Want> wants_of(c10::ArrayRef<c10::StorageImpl*> storages, const std::vector<bool>& pieces) {
   std::vector<Want> wants;
   wants.reserve(storages.size());
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   for (std::size_t i = 0; i < storages.size(); ++i) {
     const auto* sharer = write_hook::sharer_of(*storages[i]);
     if (!pieces[i] || sharer == nullptr) continue;
@@ -44,12 +44,12 @@ std::vector<Want> wants_of(c10::ArrayRef<c10::StorageImpl*> storages, const std:
 }  // namespace
 
 Reserve::Reserve(Pieces&& pieces) noexcept {
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   put_back(std::move(pieces));
 }
 
 Reserve::~Reserve() {
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   all_bytes -= bytes_;
 }
 
@@ -94,7 +94,7 @@ std::shared_ptr<Reserve> reserve(c10::ArrayRef<c10::StorageImpl*> storages, cons
   std::vector<std::shared_ptr<Reserve>> replaced;  // may end here, without the mutex
   replaced.reserve(storages.size());
   bool attached = false;
-  auto& state = registry();
+  auto& state = engine();
   std::lock_guard lock(state.mutex);
   for (auto* storage : storages) {
     auto* sharer = write_hook::sharer_of(*storage);

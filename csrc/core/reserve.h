@@ -21,7 +21,7 @@
 ///
 /// Failure: all pieces are made before anything is attached, so nothing has changed when there is no memory.
 ///
-/// Threads: guarded by the registry's mutex.
+/// Threads: guarded by the engine's mutex.
 
 namespace torchcow {
 

@@ -28,7 +28,7 @@ bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const 
     if (capturing(*here)) return false;
   }
   Garbage garbage;
-  auto& state = registry();
+  auto& state = engine();
   std::unique_lock lock(state.mutex);
   const auto* old_clone = write_hook::sharer_of(joiner_clone);
   const auto* new_clone = write_hook::sharer_of(keeper_clone);

@@ -44,14 +44,14 @@ void prune_leavers(Block& block, Garbage& garbage) noexcept {
 
 void retire(Block& block, Garbage& garbage) noexcept {
   if (block.data && read_by_leavers(block)) {
-    registry().add_retired(block);
+    engine().add_retired(block);
   } else {
     garbage.add(block);
   }
 }
 
 void sweep_retired(Garbage& garbage) noexcept {
-  auto& state = registry();
+  auto& state = engine();
   for (auto* block = state.retired; block != nullptr;) {
     auto* next = block->next;
     if (!read_by_leavers(*block)) {

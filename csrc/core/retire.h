@@ -1,6 +1,6 @@
 #pragma once
 
-#include "registry.h"
+#include "engine_state.h"
 
 /// Retirement: a block without sharers is not freed under somebody who still reads it.
 ///
@@ -15,7 +15,7 @@
 ///      2a. no other thread can be inside an operator (`alone`), or
 ///      2b. it moved away more than `grace_seconds` ago. Nothing tells whether an operator in another
 ///          thread still runs: a method call on a tensor holds no reference of its own.
-/// Other blocks wait in `registry().retired` and are looked at again whenever the engine runs. A block
+/// Other blocks wait in `engine().retired` and are looked at again whenever the engine runs. A block
 /// that may be read by a leaver is not stolen either: the thief could free it.
 
 namespace torchcow {
@@ -28,13 +28,13 @@ inline constexpr double grace_seconds = 3.0;
 [[nodiscard]] bool read_by_leavers(const Block& block) noexcept;
 
 /// Forgets leavers that read `block` no more, now and then: as many may come and go as the source has clones. The
-/// registry's mutex is held.
+/// engine's mutex is held.
 void prune_leavers(Block& block, Garbage& garbage) noexcept;
 
-/// Frees `block` (through `garbage`) or retires it. The registry's mutex is held.
+/// Frees `block` (through `garbage`) or retires it. The engine's mutex is held.
 void retire(Block& block, Garbage& garbage) noexcept;
 
-/// Frees retired blocks that nobody can read any more. The registry's mutex is held.
+/// Frees retired blocks that nobody can read any more. The engine's mutex is held.
 void sweep_retired(Garbage& garbage) noexcept;
 
 /// Can no other thread be inside an operator? Those that run Python, and those of inter_op.h.

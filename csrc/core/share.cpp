@@ -3,7 +3,7 @@
 #include "captured.h"
 #include "host_pages.h"
 #include "materialize.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "retire.h"
 #include "verify.h"
 #include "write_hook.h"
@@ -52,7 +52,7 @@ Sharer* settled_sharer(c10::StorageImpl& storage, std::unique_lock<std::mutex>& 
   for (int spin = 0;;) {
     Sharer* sharer = write_hook::sharer_of(storage);
     if (sharer != nullptr) {
-      if (!registry().claimed(*sharer) || sharer->claimant == std::this_thread::get_id()) return sharer;
+      if (!engine().claimed(*sharer) || sharer->claimant == std::this_thread::get_id()) return sharer;
       wait_for_claims(lock);
     } else {
       if (write_hook::readiness(storage) != write_hook::Readiness::busy || ++spin == 1000) return nullptr;
@@ -91,7 +91,7 @@ std::unique_ptr<Sharer> new_sharer(Block& block, std::size_t offset, std::size_t
 
 void enlist(Sharer& sharer) {
   sharer.block->link(sharer);
-  ++registry().sharer_count;
+  ++engine().sharer_count;
 }
 
 }  // namespace
@@ -125,7 +125,7 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
   }
 
   c10::intrusive_ptr<c10::StorageImpl> clone;  // dies without the mutex
-  auto& state = registry();
+  auto& state = engine();
   std::unique_lock lock(state.mutex);
   Sharer* origin = settled_sharer(source, lock);
   if (origin != nullptr && state.claimed(*origin)) {  // by this thread: an allocator that calls back
@@ -212,7 +212,7 @@ void SharingCall::meet(c10::TensorImpl& tensor) {
   auto* storage = storage_of(tensor);
   if (made_.empty() || storage == nullptr) return;
   {
-    std::lock_guard lock(registry().mutex);
+    std::lock_guard lock(engine().mutex);
     if (!on_probation(*storage, this)) return;
   }
   meet_once(met_[storage], tensor);
@@ -235,7 +235,7 @@ SharingCall::~SharingCall() {
       if (!made.probation->passed) take_back(made, Reason::outside);
     } catch (const std::exception&) {
       // No memory for the copies. Nobody else shares the block until a later call has an answer.
-      std::lock_guard lock(registry().mutex);
+      std::lock_guard lock(engine().mutex);
       made.probation->call = nullptr;
     }
   }
@@ -243,7 +243,7 @@ SharingCall::~SharingCall() {
 
 void SharingCall::confirm(const Made& made) {
   // Not through the source, which may have left the block: the clones are still there.
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   made.probation->passed = true;
 }
 

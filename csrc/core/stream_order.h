@@ -22,7 +22,7 @@
 /// Streams: everything here only queues; nothing waits on the host. Everything goes through c10's
 /// device-generic interfaces, so the same code serves CUDA and the tests' mock accelerator.
 ///
-/// Threads: guarded by a mutex of its own, as device calls may not run under the registry's.
+/// Threads: guarded by a mutex of its own, as device calls may not run under the engine's.
 
 namespace torchcow {
 

@@ -3,7 +3,7 @@
 #include "device_copy.h"
 #include "device_kernels.h"
 #include "pin.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "stream_order.h"
 
 #include <ATen/core/Tensor.h>
@@ -39,9 +39,9 @@ std::uint64_t checksum(const Block& block) {
 template <typename Wanted>
 std::vector<Pin> pin_blocks(Wanted&& wanted) {
   std::vector<Pin> pins;
-  std::lock_guard lock(registry().mutex);
-  pins.reserve(registry().block_count);  // a pin that finds no room would ask for the mutex again
-  for (auto* block = registry().blocks; block != nullptr; block = block->next) {
+  std::lock_guard lock(engine().mutex);
+  pins.reserve(engine().block_count);  // a pin that finds no room would ask for the mutex again
+  for (auto* block = engine().blocks; block != nullptr; block = block->next) {
     if (may_be_pinned(*block) && wanted(*block)) pins.emplace_back(*block);
   }
   return pins;
@@ -49,7 +49,7 @@ std::vector<Pin> pin_blocks(Wanted&& wanted) {
 
 void set_fingerprint(Block& block) {
   const auto sum = checksum(block);
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   block.fingerprint = sum;
 }
 

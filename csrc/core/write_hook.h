@@ -13,7 +13,7 @@
 /// for a mutable pointer, `first_write` (materialize.h) runs before the pointer is handed out; if that
 /// throws, the storage stays armed. When the storage drops its DataPtr, `dropped` runs.
 ///
-/// Threads: arm, move and reseat are called with the registry's mutex held, and change the storage so that
+/// Threads: arm, move and reseat are called with the engine's mutex held, and change the storage so that
 /// a thread that reads it at this moment sees either the old or the new address. Both addresses are
 /// valid then (I3).
 
@@ -28,7 +28,7 @@ extern const bool racing_readers_break;
 /// Once, before the first storage is armed.
 void install();
 
-/// The sharer of an armed storage, or nullptr. Call with the registry's mutex held, or take the answer
+/// The sharer of an armed storage, or nullptr. Call with the engine's mutex held, or take the answer
 /// as a hint: a storage for which nobody races does not change its state.
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept;
 
@@ -36,7 +36,7 @@ Sharer* sharer_of(const c10::StorageImpl& storage) noexcept;
 bool looks_armed(const c10::StorageImpl& storage) noexcept;
 
 /// A writer found no sharer: another thread was first, or nobody was needed. `from_hook`: it came through the
-/// hook, and torch has not finished there. Call with the registry's mutex held.
+/// hook, and torch has not finished there. Call with the engine's mutex held.
 void came_late(c10::StorageImpl& storage, bool from_hook);
 
 /// May the storage be armed? Not while another thread is on its way out of the hook (then: try again),
@@ -44,7 +44,7 @@ void came_late(c10::StorageImpl& storage, bool from_hook);
 enum class Readiness { ready, busy, occupied };
 Readiness readiness(c10::StorageImpl& storage) noexcept;
 
-/// Whatever can fail in arming `storage`, ahead of it. Call with the registry's mutex held.
+/// Whatever can fail in arming `storage`, ahead of it. Call with the engine's mutex held.
 void prepare(c10::StorageImpl& storage);
 
 /// Arms a prepared `storage` for `sharer`; returns the memory that it owned (empty for a new clone's storage).

@@ -1,5 +1,5 @@
 #include "materialize.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "retire.h"
 #include "write_hook.h"
 
@@ -56,7 +56,7 @@
 ///  10. Exchanging what two storages hold exchanges their allocators too (torch 2.12). A Hook that was not where
 ///      it had been put may be the allocator of any storage: when its own dies it is `orphaned`, not deleted.
 ///
-/// The registry's mutex guards all Hooks, and each change of a DataPtr but (e).
+/// The engine's mutex guards all Hooks, and each change of a DataPtr but (e).
 
 namespace torchcow::write_hook {
 
@@ -124,7 +124,7 @@ class Hook final : public c10::Allocator {
   /// The storage is dead. Whoever took a DataPtr out of it keeps the context, and its memory, as torch's own would be.
   void orphan() {
     {
-      std::lock_guard lock(registry().mutex);
+      std::lock_guard lock(engine().mutex);
       all_hooks().erase(std::exchange(storage_, nullptr));
     }
     count_of(*context_) -= endless - 1;
@@ -133,7 +133,7 @@ class Hook final : public c10::Allocator {
 
   c10::DataPtr allocate(std::size_t bytes) override {
     {
-      std::unique_lock lock(registry().mutex);
+      std::unique_lock lock(engine().mutex);
       if (storage_ == nullptr || !gave_up()) {
         lock.unlock();
         return original_->allocate(bytes);
@@ -141,7 +141,7 @@ class Hook final : public c10::Allocator {
       if (sharer() == nullptr) return answer();
     }
     first_write(storage_);
-    std::lock_guard lock(registry().mutex);
+    std::lock_guard lock(engine().mutex);
     return answer();
   }
 
@@ -346,7 +346,7 @@ class HookedStorage final : public c10::StorageImpl {
     Hook* hook = nullptr;
     Sharer* sharer = nullptr;
     {
-      const std::lock_guard lock(registry().mutex);  // `sweep` forgets too
+      const std::lock_guard lock(engine().mutex);  // `sweep` forgets too
       hook = find_hook(*this);
       sharer = hook->close();
     }
@@ -433,7 +433,7 @@ void sweep() {
   std::vector<Sharer*> gone;
   std::vector<c10::DataPtr> garbage;
   {
-    std::lock_guard lock(registry().mutex);
+    std::lock_guard lock(engine().mutex);
     gone.reserve(all_hooks().size());
     garbage.reserve(all_hooks().size());
     for (const auto& [storage, hook] : all_hooks()) hook->sweep(gone, garbage);

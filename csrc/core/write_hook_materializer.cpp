@@ -1,5 +1,5 @@
 #include "materialize.h"
-#include "registry.h"
+#include "engine_state.h"
 #include "write_hook.h"
 
 #include <mutex>

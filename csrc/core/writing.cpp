@@ -1,6 +1,6 @@
 #include "writing.h"
 
-#include "registry.h"
+#include "engine_state.h"
 
 #include <algorithm>
 
@@ -21,7 +21,7 @@ struct Slots {
   ~Slots();
 };
 
-// All guarded by the registry's mutex; the atomics within are read by it and written by their owners.
+// All guarded by the engine's mutex; the atomics within are read by it and written by their owners.
 Slots* all_slots = nullptr;
 WritingScope* listed_scopes = nullptr;
 
@@ -30,7 +30,7 @@ thread_local Slots* own_slots = nullptr;
 
 Slots::Slots() {
   own_slots = this;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   next = all_slots;
   if (next != nullptr) next->previous = this;
   all_slots = this;
@@ -38,7 +38,7 @@ Slots::Slots() {
 
 Slots::~Slots() {
   own_slots = nullptr;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   (previous != nullptr ? previous->next : all_slots) = next;
   if (next != nullptr) next->previous = previous;
 }
@@ -62,7 +62,7 @@ WritingScope::WritingScope(c10::ArrayRef<WriteTarget> targets) noexcept : target
     return;
   }
   listed_ = true;
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   next_ = listed_scopes;
   if (next_ != nullptr) next_->previous_ = this;
   listed_scopes = this;
@@ -75,7 +75,7 @@ WritingScope::~WritingScope() {
     while (mine.used > first_slot_) mine.storages[--mine.used].store(nullptr, std::memory_order_release);
     return;
   }
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   (previous_ != nullptr ? previous_->next_ : listed_scopes) = next_;
   if (next_ != nullptr) next_->previous_ = previous_;
 }

@@ -21,7 +21,7 @@
 /// With both fences sequentially consistent at least one of the two sees the other.
 ///
 /// Announcing costs some nanoseconds: each thread has a few slots of its own. An operator that writes
-/// more storages than there are free slots announces a list under the registry's mutex.
+/// more storages than there are free slots announces a list under the engine's mutex.
 
 namespace torchcow {
 
@@ -49,7 +49,7 @@ class WritingScope {
   WritingScope* previous_ = nullptr;
 };
 
-/// Is an operator writing `storage` now? Call with the registry's mutex held, and the storage armed.
+/// Is an operator writing `storage` now? Call with the engine's mutex held, and the storage armed.
 [[nodiscard]] bool being_written(const c10::StorageImpl& storage) noexcept;
 
 /// In the child of a fork the other threads' announcements have no owner.

@@ -13,7 +13,7 @@ from torchcow._tensors import named_tensors, placed, unwrap
 from torchcow.clone import clone
 
 _SAMPLE = 32
-# Where a deep copy would begin at an aligned address, a clone must as well (csrc/graph/tensors.cpp).
+# Where a deep copy would begin at an aligned address, a clone must as well (csrc/deepcopy/tensors.cpp).
 _ALIGNMENT = 16
 
 

@@ -3,7 +3,7 @@
 // Nobody's numbers change, nothing is lost or left behind, nobody waits for ever, and the operation works afterwards.
 
 #include "core/materialize.h"
-#include "core/registry.h"
+#include "core/engine_state.h"
 #include "family.h"
 
 #include <cstdlib>

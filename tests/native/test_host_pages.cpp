@@ -112,7 +112,7 @@ TEST_F(HostPages, NothingIsKeptUnlessItIsWanted) {
   EXPECT_EQ(host::kept_bytes(), 0U);
 }
 
-// Broken by: `drop_kept` left out of the registry; `keep_freed` not set by it.
+// Broken by: `drop_kept` left out of the engine state; `keep_freed` not set by it.
 TEST_F(HostPages, AreKeptWhileSomethingIsSharedAndNoLonger) {
   host::keep_freed(false);
   {

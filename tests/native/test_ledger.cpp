@@ -3,7 +3,7 @@
 #include "core/ledger.h"
 
 #include "core/materialize.h"
-#include "core/registry.h"
+#include "core/engine_state.h"
 #include "family.h"
 
 #include <cmath>

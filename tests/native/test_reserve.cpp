@@ -3,7 +3,7 @@
 #include "core/reserve.h"
 
 #include "core/materialize.h"
-#include "core/registry.h"
+#include "core/engine_state.h"
 #include "family.h"
 
 namespace {
@@ -14,7 +14,7 @@ using namespace torchcow::testing;
 class Reserves : public EngineTest {};
 
 std::size_t reserved() {
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   return reserved_bytes();
 }
 

@@ -3,7 +3,7 @@
 #include "core/retire.h"
 
 #include "core/materialize.h"
-#include "core/registry.h"
+#include "core/engine_state.h"
 #include "core/write_hook.h"
 #include "family.h"
 
@@ -129,7 +129,7 @@ TEST_F(Retire, ADeadLeaverReadsNothing) {
 TEST_F(Retire, LeaversThatReadNoMoreAreForgotten) {
   const auto source = numbers(100);
   const auto leavers = [&] {
-    std::lock_guard lock(registry().mutex);
+    std::lock_guard lock(engine().mutex);
     return write_hook::sharer_of(storage_impl(source))->block->leavers.size();
   };
   const auto kept = clone(source);
@@ -154,8 +154,8 @@ TEST_F(Retire, EveryMaterializationLooksAgain) {
   const auto bystander = clone(other);
   bystander.fill_(1);
   Garbage garbage;
-  std::lock_guard lock(registry().mutex);
-  EXPECT_TRUE(registry().retired == nullptr);
+  std::lock_guard lock(engine().mutex);
+  EXPECT_TRUE(engine().retired == nullptr);
 }
 
 }  // namespace

@@ -483,7 +483,7 @@ TEST_F(Streams, VerifyLooksAtDevices) {
   }
 }
 
-// Broken by: operators that run while the registry's mutex is held: the first one of a thread takes it again.
+// Broken by: operators that run while the engine's mutex is held: the first one of a thread takes it again.
 TEST_F(Streams, VerifyInAThreadThatNeverWrote) {
   arm_fingerprints(true);
   const auto source = device_numbers(100);

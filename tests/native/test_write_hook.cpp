@@ -4,7 +4,7 @@
 #include "core/write_hook.h"
 
 #include "core/materialize.h"
-#include "core/registry.h"
+#include "core/engine_state.h"
 #include "core/retire.h"
 #include "family.h"
 

@@ -2,7 +2,7 @@
 
 #include "core/writing.h"
 
-#include "core/registry.h"
+#include "core/engine_state.h"
 #include "family.h"
 
 #include <sys/wait.h>
@@ -22,7 +22,7 @@ using namespace torchcow::testing;
 class Writing : public EngineTest {};
 
 bool written(const at::Tensor& tensor) {
-  std::lock_guard lock(registry().mutex);
+  std::lock_guard lock(engine().mutex);
   return being_written(storage_impl(tensor));
 }
 
@@ -94,7 +94,7 @@ bool child_ends_well(const std::function<bool()>& in_child) {
   return well;
 }
 
-// Broken by: a handler of fork that takes the registry's mutex a second time, to make slots for a thread that has none.
+// Broken by: a handler of fork that takes the engine's mutex a second time, to make slots for a thread that has none.
 TEST_F(Writing, AThreadThatNeverWroteMayFork) {
   const auto source = numbers(100);
   const auto copy = clone(source);

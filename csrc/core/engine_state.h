@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <mutex>
 
-/// The registry: the one lock of the engine, and the list of live blocks.
+/// The engine state: the one lock of the engine, and the list of live blocks.
 ///
 /// Why one lock: critical sections only move pointers and counts (some tens of nanoseconds); they call
 /// neither an allocator, nor a deleter, nor torch operators, nor Python. Memory is allocated, copied
@@ -44,7 +44,7 @@ struct BlockingHooks {
   void (*acquire)(void*) = nullptr;
 };
 
-struct Registry {
+struct EngineState {
   std::mutex mutex;
   std::condition_variable claims_changed;
   std::uint64_t fork_epoch = 0;
@@ -68,7 +68,7 @@ struct Registry {
 };
 
 /// Lives until the process ends: storages may die after static destructors ran.
-Registry& registry() noexcept;
+EngineState& engine() noexcept;
 
 /// Waits, with `lock` given up and the blocking hooks around it, until some claim has changed.
 void wait_for_claims(std::unique_lock<std::mutex>& lock);

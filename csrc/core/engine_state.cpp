@@ -1,4 +1,4 @@
-#include "registry.h"
+#include "engine_state.h"
 
 #include "host_pages.h"
 #include "ledger.h"
@@ -15,18 +15,18 @@ namespace torchcow {
 namespace {
 
 void before_fork() {
-  registry().mutex.lock();
+  engine().mutex.lock();
   hold_ledger_over_fork(true);
 }
 
 void after_fork_in_parent() {
   hold_ledger_over_fork(false);
-  registry().mutex.unlock();
+  engine().mutex.unlock();
 }
 
 /// A claim of the thread that lives on in the child goes on, and its epoch with it.
 void renew_own_claims() {
-  auto& self = registry();
+  auto& self = engine();
   for (auto* block = self.blocks; block != nullptr; block = block->next) {
     for (auto* sharer = block->sharers; sharer != nullptr; sharer = sharer->next) {
       if (self.claimed(*sharer) && sharer->claimant == std::this_thread::get_id()) ++sharer->claim_epoch;
@@ -35,7 +35,7 @@ void renew_own_claims() {
 }
 
 void after_fork_in_child() {
-  auto& self = registry();
+  auto& self = engine();
   renew_own_claims();
   ++self.fork_epoch;
   // Waiters of the parent do not exist here; a condition variable that remembers them is replaced.
@@ -59,9 +59,9 @@ void drop(Block*& list, Block& block) noexcept {
 
 }  // namespace
 
-Registry& registry() noexcept {
-  static Registry& instance = []() -> Registry& {
-    auto* made = new Registry();
+EngineState& engine() noexcept {
+  static EngineState& instance = []() -> EngineState& {
+    auto* made = new EngineState();
     pthread_atfork(&before_fork, &after_fork_in_parent, &after_fork_in_child);
     return *made;
   }();
@@ -81,22 +81,22 @@ Garbage::~Garbage() {
 void Garbage::add(Block& block) noexcept { block.next = std::exchange(blocks, &block); }
 void Garbage::add(Sharer& sharer) noexcept { sharer.next = std::exchange(sharers, &sharer); }
 
-void Registry::add(Block& block) noexcept {
+void EngineState::add(Block& block) noexcept {
   block.id = next_id++;
   push(blocks, block);
   if (++block_count == 1) host::keep_freed(true);
 }
 
-void Registry::remove(Block& block) noexcept {
+void EngineState::remove(Block& block) noexcept {
   drop(blocks, block);
   if (--block_count == 0) host::keep_freed(false);
 }
 
-void Registry::add_retired(Block& block) noexcept { push(retired, block); }
-void Registry::remove_retired(Block& block) noexcept { drop(retired, block); }
+void EngineState::add_retired(Block& block) noexcept { push(retired, block); }
+void EngineState::remove_retired(Block& block) noexcept { drop(retired, block); }
 
 void wait_for_claims(std::unique_lock<std::mutex>& lock) {
-  auto& self = registry();
+  auto& self = engine();
   // The interpreter lock may not be asked for while the mutex is held, so the mutex is given up
   // first, and the caller looks at everything again.
   const auto hooks = self.blocking;
@@ -111,7 +111,7 @@ void wait_for_claims(std::unique_lock<std::mutex>& lock) {
 }
 
 void leave(Sharer& sharer, Leavers&& leaver, Garbage& garbage) noexcept {
-  auto& self = registry();
+  auto& self = engine();
   Block& block = *sharer.block;
   block.unlink(sharer);
   --self.sharer_count;
