@@ -99,7 +99,7 @@ test: $(VENV)/.dev build native-test ## build, C++ tests (where GoogleTest is in
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
 
 test-models: $(VENV)/.dev $(VENV)/.models build ## clones of GPT-2, BERT, Llama, Mixtral, ViT, T5, LoRA, SmolLM2 and MiniLM; examples
-	$(BIN)/python -m pytest tests/test_models.py tests/test_examples.py tests/test_reading_files.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/deepcopy/test_models.py tests/docs/test_examples.py tests/engine/test_reading_files.py $(PYTEST_ARGS)
 
 native-test: build
 	@if $(HAVE_GTEST); then \

@@ -14,9 +14,9 @@ import time
 import pytest
 import torch
 
-import _oracle
 import torchcow
 import torchcow.testing
+from support import oracle
 
 MARKERS = {
     "sharing": "asserts that memory is really shared, or how a write was paid for (a plain deep copy would fail it)",
@@ -70,7 +70,7 @@ def small_tensors_are_shared(request):
 @pytest.fixture(autouse=True)
 def accounting(request, small_tensors_are_shared):
     """Blocks, sharers and retired memory return to what they were before the test; no shared block was written."""
-    _oracle.seed()
+    oracle.seed()
     before = torchcow.ledger()
     alone = torchcow._C.alone() and not request.node.get_closest_marker("threads")
     torchcow.events(clear=True)

@@ -1,4 +1,4 @@
-"""The native engine. Written by hand; tests/test_stubs.py compares it with the built module."""
+"""The native engine. Written by hand; tests/package/test_stubs.py compares it with the built module."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -180,5 +180,5 @@ assert "Traceback" not in done.stderr
 
 def test_the_tests_run_from_the_sdist(user):
     tools = link(("pytest", "numpy", "expecttest", "hypothesis"), user.home.parent / "tools")
-    told = user.run("python -m pytest -q tests/test_semantics.py", where=user.source, PYTHONPATH=str(tools))
+    told = user.run("python -m pytest -q tests/deepcopy/test_semantics.py", where=user.source, PYTHONPATH=str(tools))
     assert re.search(r"^\d+ passed", told, re.MULTILINE)

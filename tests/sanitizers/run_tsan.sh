@@ -31,5 +31,5 @@ echo "== Python tests with threads under ThreadSanitizer"
 # no:benchmark: that plugin starts a process, and a fork hangs in the sanitizer's runtime.
 # exitcode=66 at the end of the process if anything was reported; reports do not stop the tests.
 LD_PRELOAD="$(runtime libtsan.so)" TSAN_OPTIONS="$TSAN_OPTIONS:exitcode=66" PYTHONPATH="$PWD/build/tsan/package" \
-  "$python" -m pytest tests/test_threads.py tests/test_reshare.py tests/test_trace.py \
-  tests/test_reading_scope.py tests/test_prototype_threads.py -x -q -p no:cacheprovider -p no:benchmark ${PYTEST_ARGS:-}
+  "$python" -m pytest tests/engine/test_threads.py tests/engine/test_reshare.py tests/report/test_trace.py \
+  tests/engine/test_reading_scope.py tests/snapshots/test_prototype_threads.py -x -q -p no:cacheprovider -p no:benchmark ${PYTEST_ARGS:-}

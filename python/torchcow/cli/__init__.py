@@ -20,7 +20,8 @@ except ImportError as error:
         f"the command line needs the package {error.name}: pip install rich typer", name=error.name
     ) from error
 
-from torchcow.cli import bench, demo, doctor, registry, run
+from torchcow.cli import bench, doctor, registry, run
+from torchcow.cli.demo.command import demo
 from torchcow.cli.output import Mistake
 
 PROGRAM = "python -m torchcow"
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # help is plain: the yellow of typer's cannot be read on a light background
     subcommand_metavar="COMMAND [ARGUMENTS]...",
 )
-app.command()(demo.demo)
+app.command()(demo)
 app.command(context_settings={"allow_interspersed_args": False})(run.run)
 app.command()(bench.bench)
 app.command()(doctor.doctor)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchcow._table import size
-from torchcow.cli.demo import Device, count
+from torchcow.cli.demo.command import Device, count
 from torchcow.cli.output import Json, Mistake, console, document, seconds, table
 from torchcow.cli.turns import Candidate, Turns
+from torchcow.report.table import size
 
 if TYPE_CHECKING:
     from torch import nn

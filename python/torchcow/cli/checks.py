@@ -16,7 +16,7 @@ import torch
 
 import torchcow
 from torchcow._native import _C, REBUILD
-from torchcow._table import size
+from torchcow.report.table import size
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 LITTLE_MEMORY = 10**9  # bytes

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from torchcow.errors import RegistryError
+from torchcow.persist.state.plain import NotPlainError, decode, encode
 from torchcow.registry.version import Promotion, Reference, Version
-from torchcow.state.plain import NotPlainError, decode, encode
 
 if TYPE_CHECKING:
     from sqlite3 import Connection

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchcow.diff import TensorDiff
-from torchcow.diff import compare as compare_tensors
 from torchcow.errors import RegistryError
+from torchcow.persist.state.plain import decode
 from torchcow.registry.store import OpenFiles
 from torchcow.registry.version import reference
-from torchcow.state.plain import decode
+from torchcow.report.diff import TensorDiff
+from torchcow.report.diff import compare as compare_tensors
 
 if TYPE_CHECKING:
     from torchcow import Registry

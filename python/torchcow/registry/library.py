@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from torchcow.errors import RegistryError, StateError
-from torchcow.prototype import Prototype
+from torchcow.persist.state import capture, restore
+from torchcow.persist.state.plain import decode
 from torchcow.registry import catalog
 from torchcow.registry.database import Database
 from torchcow.registry.shelf import Shelf, Structure, fingerprints
 from torchcow.registry.store import Manifest, OpenFiles, Store, as_lines, digest
 from torchcow.registry.version import Reference, Version
-from torchcow.state import capture, restore
-from torchcow.state.plain import decode
+from torchcow.snapshots.prototype import Prototype
 
 
 class Library:

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchcow.diff import Diff, diff
 from torchcow.errors import RegistryError
-from torchcow.prototype import Prototype
 from torchcow.registry import catalog
 from torchcow.registry.database import Database
 from torchcow.registry.library import Library
@@ -20,6 +18,8 @@ from torchcow.registry.prune import PruneReport, plan, prune
 from torchcow.registry.shelf import Structure
 from torchcow.registry.split import Split
 from torchcow.registry.version import Promotion, Reference, Version, check_word, reference
+from torchcow.report.diff import Diff, diff
+from torchcow.snapshots.prototype import Prototype
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -36,8 +36,8 @@ class Registry:
 
     In a folder, each version writes one safetensors file with the tensors that are not stored yet, and all else goes
     into an SQLite database, without pickle. A process that dies leaves the last good state. A version that was added in
-    another process needs a structure, an object of the same build, when it is opened (see :mod:`torchcow.state`). The
-    folder has to be on a local file system.
+    another process needs a structure, an object of the same build, when it is opened
+    (see :mod:`torchcow.persist.state`). The folder has to be on a local file system.
 
     Args:
         path: a folder, made if there is none; ``None`` keeps everything in memory.
@@ -269,7 +269,9 @@ class Registry:
             RegistryError: no such version, or a registry in memory.
         """
         if self._library is None:
-            raise RegistryError("a registry in memory keeps no fingerprints; use torchcow.fingerprint.fingerprint")
+            raise RegistryError(
+                "a registry in memory keeps no fingerprints; use torchcow.persist.fingerprint.fingerprint"
+            )
         return self._library.fingerprints(self._identity(reference(version)))
 
     def prune(

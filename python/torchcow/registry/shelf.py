@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from torchcow._tensors import same_memory
-from torchcow.clone import clone
+from torchcow.engine.clone import clone
 from torchcow.errors import RegistryError
-from torchcow.fingerprint import fingerprint
-from torchcow.prototype import Prototype
-from torchcow.state import State, capture
+from torchcow.objects.tensors import same_memory
+from torchcow.persist.fingerprint import fingerprint
+from torchcow.persist.state import State, capture
+from torchcow.snapshots.prototype import Prototype
 
 Structure = Callable[[], Any] | torch.nn.Module | Prototype | Any
 

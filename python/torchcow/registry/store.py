@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchcow.errors import FileError, RegistryError
-from torchcow.state import State
-from torchcow.state.capture import Node
-from torchcow.tensor_file import TensorFile, sync_folder, write
+from torchcow.persist.state import State
+from torchcow.persist.state.capture import Node
+from torchcow.persist.tensor_file import TensorFile, sync_folder, write
 
 if TYPE_CHECKING:
     from sqlite3 import Connection

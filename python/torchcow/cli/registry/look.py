@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchcow._table import size
 from torchcow.cli.output import Json, console, document, table
 from torchcow.cli.registry.opening import Folder, VersionText, date, describe, opened
+from torchcow.report.table import size
 
 
 def ls(path: Folder = None, json: Json = False) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchcow._table import size
-from torchcow.cli.demo import number
+from torchcow.cli.demo.command import number
 from torchcow.cli.output import Json, console, document, table
 from torchcow.cli.registry.opening import Folder, VersionText, opened
+from torchcow.report.table import size
 
 if TYPE_CHECKING:
     from torchcow.registry import Version

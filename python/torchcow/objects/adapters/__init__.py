@@ -1,0 +1,90 @@
+"""What the objects of frameworks consist of: one small protocol, and a registry of those who implement it.
+
+In reading order:
+
+- ``adapter``: the protocol
+- ``attributes``: objects in general: their attributes and slots; what the other adapters build upon
+- ``containers``: mappings, sequences, sets, partial functions
+- ``torch``: modules, optimizers, tensors
+- ``sklearn``, ``keras``: imported once their framework is. NumPy's arrays have no parts, and are copied
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+import threading
+from typing import Any
+
+from torchcow.objects.adapters.adapter import Adapter, Reducer
+from torchcow.objects.adapters.attributes import Attributes
+from torchcow.objects.adapters.containers import Mappings, Partials, Sequences
+from torchcow.objects.adapters.torch import Modules, Optimizers, Tensors
+
+__all__ = ["Adapter", "Reducer", "adapter_of", "reducers", "register", "unregister"]
+
+_lock = threading.Lock()
+_registered: list[Adapter] = []
+_of_frameworks: list[Adapter] = []
+_own: list[Adapter] = [Tensors(), Optimizers(), Modules(), Mappings(), Sequences(), Partials(), Attributes()]
+_pending = {"keras": "Keras", "sklearn": "Estimators"}
+
+
+def register(adapter: Adapter) -> None:
+    """Let ``adapter`` answer for the objects that it accepts, before all adapters that are known already.
+
+    Example:
+        >>> import torchcow.objects.adapters
+        >>> from torchcow.objects.adapters.attributes import Attributes
+        >>> class Point:
+        ...     def __init__(self):
+        ...         self.xy = [0.0, 1.0]
+        >>> class Points(Attributes):
+        ...     def accepts(self, obj):
+        ...         return isinstance(obj, Point)
+        ...
+        ...     def parts(self, obj):
+        ...         return {"x": obj.xy[0], "y": obj.xy[1]}
+        ...
+        ...     def replace(self, obj, name, value):
+        ...         obj.xy["xy".index(name)] = value
+        >>> points = Points()
+        >>> torchcow.objects.adapters.register(points)
+        >>> torchcow.Prototype({"at": Point()}).clone(**{"at.x": 5.0})["at"].xy
+        [5.0, 1.0]
+        >>> torchcow.objects.adapters.unregister(points)
+    """
+    with _lock:
+        _registered.insert(0, adapter)
+
+
+def unregister(adapter: Adapter) -> None:
+    """Take an adapter away that was registered; one that was not is ignored."""
+    with _lock:
+        _registered[:] = [one for one in _registered if one is not adapter]
+
+
+def adapter_of(obj: Any) -> Adapter:
+    """Return the first adapter that accepts ``obj``; the last one accepts everything."""
+    _load()
+    return next(adapter for adapter in (*_registered, *_of_frameworks, *_own) if adapter.accepts(obj))
+
+
+def reducers() -> tuple[tuple[type, Reducer], ...]:
+    """Return how classes of frameworks are copied that define another protocol, for all adapters together."""
+    _load()
+    return tuple(pair for adapter in (*_registered, *_of_frameworks) for pair in adapter.reducers)
+
+
+def _load() -> None:
+    """Load the adapters of frameworks that have been imported since the last time."""
+    for name in [name for name in _pending if name in sys.modules]:
+        with _lock:
+            if name not in _pending:
+                continue
+            # If the framework is broken, its objects are like others. They are not asked for again.
+            with contextlib.suppress(ImportError):
+                module = importlib.import_module(f"torchcow.objects.adapters.{name}")
+                _of_frameworks.append(getattr(module, _pending[name])())
+            del _pending[name]

@@ -1,0 +1,1 @@
+"""Objects as named tensors and JSON, and the files that hold them."""

@@ -1,0 +1,212 @@
+"""``capture``: take an object apart into named tensors and JSON-able nodes."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torchcow.errors import StateError
+from torchcow.persist.state import parts
+from torchcow.persist.state.plain import NotPlainError, encode
+from torchcow.persist.state.tensors import from_numpy, layout, unfit
+from torchcow.persist.state.words import describe, join, label
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """What an object is made of.
+
+    ``nodes`` is JSON-able: what is at each dotted path, in the order of the walk. ``tensors`` holds each tensor once,
+    by the first of its names; they are the object's own tensors, or share memory with them. ``code`` holds what the
+    structure has to bring.
+    """
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    code: dict[str, Any] = field(default_factory=dict)
+
+
+def capture(obj: Any) -> State:
+    """Take an object apart; the object is not changed, and no tensor is read or un-shared.
+
+    Args:
+        obj: a module, or modules, optimizers, schedulers, metrics, arrays and plain data in dicts, lists, dataclasses
+            or other plain objects.
+
+    Raises:
+        StateError: something in it cannot be written down, or only with a loss.
+
+    Example:
+        >>> import torch
+        >>> from torchcow.persist.state import capture
+        >>> state = capture({"model": torch.nn.Linear(3, 2), "epoch": 4})
+        >>> list(state.tensors)
+        ['model.weight', 'model.bias']
+        >>> state.nodes["epoch"]
+        {'value': 4}
+    """
+    walk = _Capture()
+    try:
+        walk.visit("", obj)
+    except RecursionError:
+        raise StateError(f"{walk.latest}: nested too deep to be written down") from None
+    walk.check_memory()
+    walk.check_hidden()
+    return walk.state
+
+
+class _Capture:
+    def __init__(self) -> None:
+        self.state = State()
+        self.latest = ""
+        self._seen: dict[int, str] = {}
+        self._alive: list[Any] = []
+        self._hidden: list[tuple[str, torch.Tensor]] = []
+        self._answered: set[str] = set()  # tensors that came out of a state_dict, which may be aliases
+
+    def visit(self, path: str, value: Any) -> None:
+        if path in self.state.nodes:
+            raise StateError(f"{label(path)}: two parts have this dotted path; rename one of them")
+        self.latest = label(path)
+        self.state.nodes[path] = {}  # its place in the order
+        self.state.nodes[path] = self._node(path, value)
+
+    def _node(self, path: str, value: Any) -> Node:
+        try:
+            return {"value": encode(value)}
+        except NotPlainError:
+            pass
+        if (described := parts.given(value)) is not None:
+            self.state.code[path] = value
+            self._hide(path, value)
+            return {"given": described}
+        if id(value) in self._seen:
+            return {"same": self._seen[id(value)]}
+        self._alive.append(value)
+        self._seen[id(value)] = path
+        cls = type(value).__qualname__
+        if isinstance(value, torch.Tensor):
+            return {"tensor": self._tensor(path, value), "grad": value.requires_grad} | layout(value)
+        if isinstance(value, torch.Generator):
+            return {"generator": self._tensor(path, value.get_state())}
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(value, numpy.ndarray):
+            return {"array": self._tensor(path, from_numpy(path, value)), "dtype": value.dtype.str}
+        if isinstance(value, torch.nn.Module):
+            return {"module": cls} | self._module(path, value)
+        if parts.has_state_dict(value):
+            return {"stateful": cls} | self._stateful(path, value)
+        if isinstance(value, dict):
+            return {"dict": cls} | self._dict(path, value)
+        if isinstance(value, (list, tuple, collections.deque)):
+            for index, item in enumerate(value):
+                self.visit(join(path, index), item)
+            return {"sequence": cls, "length": len(value)}
+        if isinstance(value, types.MethodType):
+            self.visit(join(path, "__self__"), value.__self__)
+            return {"method": value.__func__.__qualname__}
+        if not isinstance(value, (set, frozenset)) and parts.is_transparent(value):
+            return {"object": cls} | self._attributes(path, parts.attributes(value))
+        raise StateError(
+            f"{label(path)}: a {cls} cannot be written down; keep it out of the object, or give the object that holds "
+            "it the methods state_dict and load_state_dict"
+        )
+
+    def _module(self, path: str, module: torch.nn.Module) -> Node:
+        names: Node = {}
+        for table in parts.TABLES:
+            content = getattr(module, table)
+            names[table[1:]] = list(content)
+            for name, item in content.items():
+                self.visit(join(path, name), item)
+        for hooks in parts.HOOKS:
+            self._hide(join(path, hooks), vars(module).get(hooks))
+        rest = {k: v for k, v in vars(module).items() if k not in parts.TABLES and k not in parts.HOOKS}
+        return names | self._attributes(path, rest)
+
+    def _attributes(self, path: str, found: dict[str, Any]) -> Node:
+        plain, others = {}, []
+        for name, value in found.items():
+            try:
+                plain[name] = encode(value)
+            except NotPlainError:
+                others.append(name)
+                self.visit(join(path, name), value)
+        return {"plain": plain, "attributes": others}
+
+    def _dict(self, path: str, value: dict[Any, Any]) -> Node:
+        if getattr(value, "__dict__", None):
+            raise StateError(
+                f"{label(path)}: a {type(value).__qualname__} has attributes ({', '.join(vars(value))}) beside its "
+                "keys; use a plain dict"
+            )
+        keys = []
+        for key, item in value.items():
+            try:
+                keys.append(encode(key))
+            except NotPlainError:
+                raise StateError(
+                    f"{label(path)}: a key of type {type(key).__qualname__} cannot be written down"
+                ) from None
+            self.visit(join(path, key), item)
+        return {"keys": keys}
+
+    def _stateful(self, path: str, value: Any) -> Node:
+        answer = value.state_dict()
+        if not isinstance(answer, dict):
+            raise StateError(f"{label(path)}: state_dict() returned a {type(answer).__qualname__}, not a dict")
+        # Names that are one tensor are found within this answer only: load_state_dict gets whole tensors.
+        outside, self._seen = self._seen, {}
+        before = set(self.state.tensors)
+        self._alive.append(answer)
+        found = self._dict(path, dict(answer))
+        self._answered |= set(self.state.tensors) - before
+        self._seen = outside
+        return found
+
+    def _tensor(self, path: str, tensor: torch.Tensor) -> list[Any]:
+        if problem := unfit(tensor):
+            raise StateError(f"{label(path)}: {describe(tensor)} cannot be written down: {problem}")
+        self.state.tensors[path] = tensor
+        return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+
+    def _hide(self, path: str, value: Any) -> None:
+        if value:
+            self._hidden += [(path, tensor) for tensor in parts.hidden_tensors(value)]
+
+    def check_hidden(self) -> None:
+        """Refuse tensors that only code refers to: they would be lost."""
+        known = {id(tensor) for tensor in self.state.tensors.values()}
+        for path, tensor in self._hidden:
+            if id(tensor) not in known:
+                raise StateError(
+                    f"{label(path)}: code refers to {describe(tensor)}, which is no part of the object and would be "
+                    "lost; make it a buffer or an attribute"
+                )
+
+    def check_memory(self) -> None:
+        """Refuse tensors that overlap in memory: in files each is by itself, so a write would no longer reach both."""
+        spans: dict[int, list[tuple[int, int, str]]] = {}
+        for path, tensor in self.state.tensors.items():
+            if isinstance(tensor, torch.nn.Parameter) or path in self._answered or tensor.numel() == 0:
+                continue  # parameters are separated by a clone, too
+            first = int(tensor.storage_offset()) * tensor.element_size()
+            last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+            span = (first, first + (last + 1) * tensor.element_size(), path)
+            spans.setdefault(tensor.untyped_storage()._cdata, []).append(span)
+        for together in spans.values():
+            together.sort()
+            for (_, end, one), (begin, _, other) in itertools.pairwise(together):
+                if begin < end:
+                    raise StateError(
+                        f"{label(one)} and {label(other)} are views of the same memory, and a file holds each by "
+                        "itself; give one of them memory of its own with .clone()"
+                    )

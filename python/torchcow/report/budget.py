@@ -1,0 +1,220 @@
+"""Budgets: will the memory be there when clones are written?"""
+
+from __future__ import annotations
+
+import difflib
+import resource
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchcow._native import _C
+from torchcow.objects.tensors import named_tensors, unwrap
+from torchcow.report.table import size
+
+
+def worst_case(obj: Any) -> int:
+    """Return how many bytes first writes would allocate if everything in ``obj`` were written.
+
+    What nobody else shares costs nothing, and of tensors that share within ``obj`` only, the last one keeps the memory.
+
+    Example:
+        >>> import torch, torchcow
+        >>> model = torch.nn.Linear(1024, 1024, bias=False)
+        >>> variants = [torchcow.clone(model) for _ in range(3)]
+        >>> torchcow.worst_case(variants[0]), torchcow.worst_case(variants), torchcow.worst_case([model, *variants])
+        (4194304, 12582912, 12582912)
+    """
+    blocks: dict[int, list[tuple[int, ...]]] = {}
+    for _, _, usage in _shared(obj):
+        blocks.setdefault(usage[1], []).append(usage)
+    total = 0
+    for usages in blocks.values():
+        _, _, block_bytes, sharers, _, _ = usages[0]
+        steals = len(usages) == sharers and all(usage[4] == block_bytes for usage in usages)
+        total += sum(usage[4] for usage in usages) - (block_bytes if steals else 0)
+    return total
+
+
+def headroom(device: torch.device | str = "cpu") -> int:
+    """Return how many bytes can be allocated on ``device`` now, as far as the system tells.
+
+    On the CPU: what Linux calls available, within the limits of the control group and of the process. On CUDA: what
+    the driver has free, and what torch's allocator keeps unused. Other processes may take it at any time.
+
+    Raises:
+        ValueError: the device is neither CPU nor CUDA.
+
+    Example:
+        >>> import torchcow
+        >>> torchcow.headroom("cpu") > 0
+        True
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return max(0, min(_host_limits()))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    raise ValueError(f"headroom: expected a device of type cpu or cuda, got {device}")
+
+
+class Reservation:
+    """Memory that :func:`reserve` has set aside. It does not need to be kept: the tensors hold it."""
+
+    def __init__(self, handle: _C.ReserveHandle) -> None:
+        self._handle = handle
+
+    @property
+    def bytes(self) -> int:
+        """What is still set aside."""
+        return self._handle.bytes()
+
+    def release(self) -> None:
+        """Give the rest back."""
+        self._handle.release()
+
+    def __repr__(self) -> str:
+        return f"<Reservation of {size(self.bytes)}>"
+
+
+def reserve(
+    obj: Any, *, fraction: float | None = None, bytes: int | None = None, names: Iterable[str] | None = None
+) -> Reservation:
+    """Set memory aside for first writes to ``obj``, so that a lack of it fails now and not then.
+
+    A first write to a tensor of ``obj`` takes memory of its size from there. What is not used is given back when the
+    tensors are gone or written, or by :meth:`Reservation.release`. A second call takes the place of the first one.
+
+    Args:
+        obj: a clone, or a container of clones.
+        fraction: how much of :func:`worst_case`, from 0 to 1, spread over the tensors. Everything, if nothing is given.
+        bytes: how many bytes at least, spread over the tensors.
+        names: dotted names of tensors, or of modules: memory for these, and for no others.
+
+    Raises:
+        torch.OutOfMemoryError: there is not as much. Nothing has changed then.
+        ValueError: more than one way of saying how much, or an amount that makes no sense.
+        LookupError: ``obj`` has no tensor of that name.
+
+    Example:
+        >>> import torch, torchcow
+        >>> model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Linear(512, 512))
+        >>> variant = torchcow.clone(model)
+        >>> torchcow.reserve(variant, names=["1"]).bytes
+        1050624
+        >>> with torch.no_grad():
+        ...     _ = variant[1].weight.mul_(2)  # takes what was set aside
+        >>> torchcow.ledger().reserved_bytes
+        2048
+    """
+    if sum(way is not None for way in (fraction, bytes, names)) > 1:
+        raise ValueError("reserve: expected one of fraction, bytes and names, got several")
+    found = list(_shared(obj))
+    if names is not None:
+        found = _named(obj, found, [names] if isinstance(names, str) else list(names))
+    if bytes is not None:
+        worst = worst_case(obj)
+        if bytes < 0 or bytes > worst:
+            raise ValueError(f"reserve: expected 0 to {worst} bytes, all that {_kind(obj)} can need, got {bytes}")
+        fraction = bytes / worst if worst else 0.0
+    elif fraction is None:
+        fraction = 1.0
+    elif not 0 <= fraction <= 1:
+        raise ValueError(f"reserve: expected a fraction from 0 to 1, got {fraction}")
+    pieces = _spread([usage[4] for _, _, usage in found], fraction)
+    tensors = [tensor for _, tensor, _ in found]
+    _check_headroom(obj, [entry for entry, piece in zip(found, pieces, strict=True) if piece])
+    try:
+        return Reservation(_C.reserve(tensors, pieces))
+    except RuntimeError as error:
+        raise torch.OutOfMemoryError(f"reserve: no memory for {_kind(obj)}; nothing was reserved. {error}") from error
+
+
+def _shared(obj: Any) -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
+    """Each storage that shares with another one, once."""
+    seen = set()
+    for name, tensor in named_tensors(unwrap(obj)):
+        usage = _C.usage(tensor)
+        if usage is not None and usage[3] > 1 and usage[0] not in seen:
+            seen.add(usage[0])
+            yield name, tensor, usage
+
+
+def _named(obj: Any, found: list[Any], names: list[str]) -> list[Any]:
+    known = [name for name, _ in named_tensors(unwrap(obj))]
+    for name in names:
+        if not any(_within(one, name) for one in known):
+            near = difflib.get_close_matches(name, known, n=3) or known[:5]
+            there = ", ".join(near)
+            raise LookupError(f"reserve: {_kind(obj)} has no tensor or module '{name}'. Tensors there: {there}")
+    return [entry for entry in found if any(_within(entry[0], name) for name in names)]
+
+
+def _within(tensor: str, name: str) -> bool:
+    return tensor == name or tensor.startswith(f"{name}.")
+
+
+def _spread(sizes: list[int], fraction: float) -> list[bool]:
+    """Which tensors get a piece, evenly, so that the pieces make up the fraction at least."""
+    pieces = []
+    wanted = got = 0.0
+    for length in sizes:
+        wanted += fraction * length
+        pieces.append(got < wanted)
+        got += length if pieces[-1] else 0
+    return pieces
+
+
+def _check_headroom(obj: Any, wanted: list[tuple[str, torch.Tensor, tuple[int, ...]]]) -> None:
+    needed: dict[torch.device, int] = {}
+    for _, tensor, usage in wanted:
+        needed[tensor.device] = needed.get(tensor.device, 0) + usage[4]
+    for device, total in needed.items():
+        free = headroom(device)
+        if total > free:
+            raise torch.OutOfMemoryError(
+                f"reserve: {_kind(obj)} needs {total} bytes on {device}, and {free} are free; nothing was reserved. "
+                "Reserve a fraction or the names that will be written, or free memory first."
+            )
+
+
+def _kind(obj: Any) -> str:
+    return type(unwrap(obj)).__name__
+
+
+def _host_limits() -> Iterator[int]:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    yield int(lines["MemAvailable"].split()[0]) * 1024
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        yield limit - used
+    for group in _control_groups():
+        yield from _control_group_limit(group)
+
+
+def _control_groups() -> Iterator[Path]:
+    """The folders of the process's control groups for memory, versions 1 and 2, as far as they can be seen."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = Path("/sys/fs/cgroup", controllers)
+            # Within a container the path may be that of the host.
+            folder = root / path.lstrip("/")
+            yield from (group for group in (folder, *folder.parents) if group.is_relative_to(root))
+
+
+def _control_group_limit(group: Path) -> Iterator[int]:
+    for limit_name, used_name in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            limit = (group / limit_name).read_text().strip()
+            used = int((group / used_name).read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if limit != "max":
+            # Files that were read and are not in use are given up when memory is asked for.
+            yield int(limit) - used + int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))

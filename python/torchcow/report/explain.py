@@ -1,0 +1,101 @@
+"""``explain``: each tensor that is not shared, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchcow._native import _C
+from torchcow.objects.tensors import named_tensors, unwrap
+from torchcow.report.table import Table, Tabular, size
+
+_WAYS = {
+    "copy": "written by {}: its bytes were copied first",
+    "skip": "written by {}, which overwrote all of it: nothing was copied",
+    "steal": "written by {} when nobody else shared it any more: nothing was copied",
+}
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """A tensor that shares with nobody: ``operator`` wrote it, or ``clone`` copied it at once for ``reason``.
+
+    ``cause`` is "written", "copied", "alone" (all that shared it are gone) or "never" (it was not cloned, or its clone
+    was copied). ``why`` is a sentence; ``bytes`` the size of the storage.
+    """
+
+    cause: str
+    why: str
+    operator: str
+    reason: str
+    bytes: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Explanation(Tabular):
+    """The tensors of an object that share with nobody, by dotted name, and how many there are that do."""
+
+    unshared: dict[str, Unshared]
+    shared: int
+    shared_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        tensors = {name: vars(tensor).copy() for name, tensor in self.unshared.items()}
+        return {"unshared": tensors, "shared": self.shared, "shared_bytes": self.shared_bytes}
+
+    def _table(self) -> Table:
+        told = {name: tensor for name, tensor in self.unshared.items() if tensor.reason != "tiny"}
+        tiny = len(self.unshared) - len(told)
+        return Table(
+            ["tensor", "cause", "size", "why"],
+            caption=f"{self.shared} other tensors are shared ({size(self.shared_bytes)}), {tiny} are too small for it.",
+            rows=[(name, t.cause, size(t.bytes), t.why) for name, t in told.items()],
+            left=frozenset({"cause", "why"}),
+        )
+
+
+def explain(obj: Any) -> Explanation:
+    """Say why tensors of ``obj`` are not shared: which operator wrote them, or why ``clone`` copied them at once.
+
+    Args:
+        obj: a module, an optimizer, a container, a tensor or a :class:`torchcow.Prototype`.
+
+    Example:
+        >>> import torch, torchcow
+        >>> model = torch.nn.Linear(64, 64)
+        >>> variant = torchcow.clone(model)
+        >>> with torch.no_grad():
+        ...     _ = variant.weight.mul_(2)
+        >>> {name: (tensor.cause, tensor.operator) for name, tensor in torchcow.explain(variant).unshared.items()}
+        {'weight': ('written', 'aten::mul_.Tensor'), 'bias': ('copied', 'torchcow.clone')}
+        >>> torchcow.explain(variant).unshared["bias"].why
+        'copied when cloned: a copy is cheaper than sharing'
+    """
+    unshared = {}
+    shared = shared_bytes = 0
+    for name, tensor in named_tensors(unwrap(obj)):
+        usage = _C.usage(tensor)
+        if usage is not None and usage[3] > 1:
+            shared += 1
+            shared_bytes += tensor.nbytes
+        else:
+            unshared[name] = _why(tensor, usage)
+    return Explanation(unshared, shared, shared_bytes)
+
+
+def _why(tensor: torch.Tensor, usage: tuple[int, ...] | None) -> Unshared:
+    cause, why, operator, reason = "never", "there is no storage to share (meta, sparse or nested)", "", ""
+    event = _C.cause(tensor)
+    if usage is not None and usage[1]:  # it still reads a block, as the only one
+        cause, why = "alone", "all that shared it are gone: the next write copies nothing"
+    elif event is not None:
+        kind, way, operator, _, reason, sentence, _, _ = event
+        cause = "copied" if kind == "eager" else "written"
+        why = f"copied when cloned: {sentence}" if kind == "eager" else _WAYS[way].format(operator)
+    elif usage is not None:
+        why = "it was not cloned, or its clone was copied at once"
+    return Unshared(cause, why, operator, reason, usage[4] if usage is not None else 0, str(tensor.device))

@@ -1,0 +1,193 @@
+"""``trace`` and ``on_materialize``: who makes first writes, as they happen."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+from torchcow._native import _C
+from torchcow.engine import names as _names
+from torchcow.report.table import Table, Tabular, size
+
+
+@dataclass(frozen=True)
+class Materialization:
+    """A first write: ``operator`` wrote ``bytes`` bytes on ``device``; ``way`` is "steal", "copy" or "skip".
+
+    ``thread`` is the name of the Python thread, or "" if the thread that wrote runs no Python; ``stack`` its Python
+    stack, innermost call last, where a :func:`trace` recorded it; ``name`` the dotted name of the tensor in a module
+    that was cloned, if it has one.
+    """
+
+    way: str
+    operator: str
+    bytes: int
+    device: str
+    thread: str
+    stack: traceback.StackSummary | None = None
+    _storage: int = field(default=0, repr=False, compare=False)
+    _name: str | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str | None:
+        """Dotted name; the first look searches the modules that were cloned."""
+        return self._name or (_names.find(self._storage) if self._storage else None)
+
+    @property
+    def culprit(self) -> str:
+        """``file:line in function`` of the innermost call outside of torch and this package, or ""."""
+        for frame in reversed(self.stack or ()):
+            if not frame.filename.startswith(_LIBRARIES):
+                return f"{frame.filename}:{frame.lineno} in {frame.name}"
+        return ""
+
+
+class Callback:
+    """A callback that is on until :meth:`Callback.remove`, or until the end of a ``with`` block."""
+
+    def __init__(self, function: Callable[[Materialization], object], stacks: bool = False) -> None:
+        self.function = function
+        self._stacks = stacks
+
+    def remove(self) -> None:
+        """Turn it off. Removing it twice does nothing."""
+        with _lock:
+            if self in _callbacks:
+                _callbacks.remove(self)
+            _install()
+
+    def __enter__(self) -> Callback:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+@dataclass
+class Trace(Tabular):
+    """What a :func:`trace` has recorded so far, oldest first. ``print(trace)`` shows a table."""
+
+    materializations: list[Materialization] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of all storages that were written first."""
+        return sum(one.bytes for one in self.materializations)
+
+    def _table(self) -> Table:
+        return Table(
+            ["tensor", "operator", "way", "size", "where"],
+            caption=f"{len(self.materializations)} first writes, {size(self.bytes)}.",
+            rows=[(m.name or "?", m.operator, m.way, size(m.bytes), m.culprit) for m in self.materializations],
+            left=frozenset({"operator", "way", "where"}),
+        )
+
+
+def on_materialize(function: Callable[[Materialization], object]) -> Callback:
+    """Call ``function`` at each first write in this process, from any thread, until the callback is removed.
+
+    It is called by the thread that writes, after the tensor has got its own memory, before the write goes on, and
+    outside of all locks of the engine. An exception in it does not reach the write: ``sys.unraisablehook`` reports it.
+    What it writes itself is not reported. It must not look into the tensor, which may not hold its values yet. First
+    writes of threads that run no Python are reported by the main thread, a little later.
+
+    Args:
+        function: called with one :class:`Materialization`, without a stack.
+
+    Returns:
+        A handle with ``remove()``, which is also a context manager.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+
+    Example:
+        >>> import torch, torchcow
+        >>> source = torch.zeros(1000)
+        >>> variant = torchcow.clone(source)
+        >>> with torchcow.on_materialize(lambda write: print(write.operator, write.way, write.bytes)):
+        ...     _ = variant.add_(1)
+        aten::add_.Tensor copy 4000
+    """
+    if not callable(function):
+        raise TypeError(f"on_materialize: expected a function, got {type(function).__name__}")
+    return _add(Callback(function))
+
+
+@contextmanager
+def trace() -> Iterator[Trace]:
+    """Record each first write within the block, of all threads, with the Python stack of whoever made it.
+
+    Returns:
+        A context manager; what it gives is the :class:`Trace`, which can be looked at within the block and after it.
+
+    Example:
+        >>> import torch, torchcow
+        >>> model = torch.nn.Linear(64, 64)
+        >>> variant = torchcow.clone(model)
+        >>> with torchcow.trace() as writes, torch.no_grad():
+        ...     _ = variant.weight.zero_()
+        >>> [(write.name, write.operator) for write in writes.materializations]
+        [('Linear.weight', 'aten::zero_')]
+    """
+    found = Trace()
+    callback = _add(Callback(found.materializations.append, stacks=True))
+    try:
+        yield found
+    finally:
+        callback.remove()
+        names = _names.find_all({one._storage for one in found.materializations})
+        found.materializations[:] = [
+            replace(one, _name=names.get(one._storage), _storage=0) for one in found.materializations
+        ]
+
+
+_lock = threading.Lock()
+_callbacks: list[Callback] = []
+_LIBRARIES = tuple(str(sys.modules[name].__path__[0]) for name in ("torch", "torchcow"))
+
+
+def _add(callback: Callback) -> Callback:
+    with _lock:
+        _callbacks.append(callback)
+        _install()
+    return callback
+
+
+def _install() -> None:
+    _C.set_listener(_tell if _callbacks else None)
+
+
+def _tell(_kind: str, way: str, operator: str, size: int, device: str, storage: int, here: bool) -> None:
+    stack = None
+    news = Materialization(way, operator, size, device, threading.current_thread().name if here else "", None, storage)
+    for callback in tuple(_callbacks):
+        told = news
+        if callback._stacks and here:
+            if stack is None:
+                frames = traceback.walk_stack(sys._getframe(1))
+                stack = traceback.StackSummary.extract(frames, lookup_lines=False)
+                stack.reverse()
+            told = replace(news, stack=stack)
+        try:
+            callback.function(told)
+        except BaseException as error:
+            _report(error, callback.function)
+
+
+def _report(error: BaseException, function: object) -> None:
+    """As the interpreter reports an exception that nobody can catch."""
+    message = "Exception ignored in a callback of torchcow.on_materialize"
+    sys.unraisablehook(
+        SimpleNamespace(
+            exc_type=type(error),
+            exc_value=error,
+            exc_traceback=error.__traceback__,
+            err_msg=message,
+            object=function,
+        )
+    )
