@@ -21,7 +21,7 @@ import torchcow
 from support import TESTS
 from support.generated_objects import KINDS, LOG, Canon, graph, reachable
 from support.oracle import STARTS_PROCESSES, run_script
-from support.recipes import any_recipes, many, recipes
+from support.recipes import MILD, any_recipes, many, recipes
 
 
 def attempt(function, *args):
