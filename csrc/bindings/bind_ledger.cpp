@@ -2,8 +2,8 @@
 
 #include "barrier.h"
 #include "cuda_kernels.h"
-#include "ledger.h"
 #include "engine_state.h"
+#include "ledger.h"
 #include "reserve.h"
 #include "reshare.h"
 #include "share.h"

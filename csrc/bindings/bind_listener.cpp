@@ -1,7 +1,7 @@
 #include "bindings.h"
 
-#include "materialize.h"
 #include "engine_state.h"
+#include "materialize.h"
 
 #include <deque>
 #include <mutex>

@@ -1,7 +1,7 @@
 #include "barrier.h"
 
-#include "materialize.h"
 #include "engine_state.h"
+#include "materialize.h"
 #include "stream_order.h"
 #include "write_hook.h"
 

@@ -7,8 +7,8 @@
 /// A graph records addresses and runs without operators. A replay that writes a shared block would reach all who share
 /// it, and nothing could notice. So what was on a device when a graph was captured is not shared afterwards.
 ///
-/// A capture leaves only a note; whoever clones next marks what is there then (deepcopy/clone.cpp). That may be more than
-/// the graph knows, which costs copies and is right.
+/// A capture leaves only a note; whoever clones next marks what is there then (deepcopy/clone.cpp). That may be more
+/// than the graph knows, which costs copies and is right.
 ///
 /// Threads: any.
 

@@ -1,7 +1,7 @@
 #include "ledger.h"
 
-#include "host_pages.h"
 #include "engine_state.h"
+#include "host_pages.h"
 #include "reserve.h"
 #include "retire.h"
 #include "write_hook.h"

@@ -1,8 +1,8 @@
 #pragma once
 
 #include "block.h"
-#include "ledger.h"
 #include "engine_state.h"
+#include "ledger.h"
 #include "writing.h"
 
 #include <c10/util/ArrayRef.h>

@@ -1,9 +1,9 @@
 #include "share.h"
 
 #include "captured.h"
+#include "engine_state.h"
 #include "host_pages.h"
 #include "materialize.h"
-#include "engine_state.h"
 #include "retire.h"
 #include "verify.h"
 #include "write_hook.h"

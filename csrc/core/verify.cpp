@@ -2,8 +2,8 @@
 
 #include "device_copy.h"
 #include "device_kernels.h"
-#include "pin.h"
 #include "engine_state.h"
+#include "pin.h"
 #include "stream_order.h"
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
-#include "materialize.h"
 #include "engine_state.h"
+#include "materialize.h"
 #include "retire.h"
 #include "write_hook.h"
 

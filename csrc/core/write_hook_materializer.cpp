@@ -1,5 +1,5 @@
-#include "materialize.h"
 #include "engine_state.h"
+#include "materialize.h"
 #include "write_hook.h"
 
 #include <mutex>

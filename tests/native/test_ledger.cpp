@@ -2,8 +2,8 @@
 
 #include "core/ledger.h"
 
-#include "core/materialize.h"
 #include "core/engine_state.h"
+#include "core/materialize.h"
 #include "family.h"
 
 #include <cmath>

@@ -2,8 +2,8 @@
 
 #include "core/retire.h"
 
-#include "core/materialize.h"
 #include "core/engine_state.h"
+#include "core/materialize.h"
 #include "core/write_hook.h"
 #include "family.h"
 

@@ -3,8 +3,8 @@
 
 #include "core/write_hook.h"
 
-#include "core/materialize.h"
 #include "core/engine_state.h"
+#include "core/materialize.h"
 #include "core/retire.h"
 #include "family.h"
 
