@@ -1,7 +1,7 @@
 """Large first writes get memory of the engine's own: everything that torch does with memory works on it.
 
 Catches: pages that are freed by torch's deleter or twice, that are not recognized as shareable, or that outlive what is
-shared (each was tried, in csrc/core/host_pages.cpp, share.cpp and registry.cpp).
+shared (each was tried, in csrc/core/host_pages.cpp, share.cpp and engine_state.cpp).
 """
 
 from __future__ import annotations
