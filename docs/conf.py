@@ -43,7 +43,7 @@ autosummary_generate = False
 # What is not our own cannot be looked up without a network. "Read" and "Structure" are names of types in signatures.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|collections|os|pathlib|datetime|traceback|typing)\..*"),
-    ("py:class", r"torchcow\.clone\.T|Structure|Node|Read"),
+    ("py:class", r"torchcow\..*\.T|Structure|Node|Read"),
 ]
 linkcheck_timeout = 20
 
@@ -58,10 +58,10 @@ class CommandHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Ask the command."""
         command = self.arguments[0] if self.arguments else ""
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             main([*command.split(), "--help"])
-        text = re.sub(r"\n{2,}", "\n\n", told.getvalue()).strip()
+        text = re.sub(r"\n{2,}", "\n\n", output.getvalue()).strip()
         return [nodes.literal_block(text, f"$ {PROGRAM} {command} --help".replace("  ", " ") + f"\n{text}")]
 
 
