@@ -12,9 +12,9 @@ namespace torchcow {
 namespace {
 
 /// (stayed, damaged, looked into) for each tensor
-py::list leave(ReadingScope& scope) {
+py::list end(ReadingScope& scope) {
   py::list list;
-  for (const auto& outcome : scope.leave()) {
+  for (const auto& outcome : scope.end()) {
     list.append(py::make_tuple(outcome.stayed, outcome.damaged, outcome.looked_into));
   }
   return list;
@@ -25,8 +25,8 @@ py::list leave(ReadingScope& scope) {
 void bind_reading(py::module_& module) {
   py::class_<ReadingScope>(module, "ReadingScope")
       .def("covered", &ReadingScope::covered)
-      .def("leave", &leave)
-      .def("part", &ReadingScope::part, py::arg("indices"));
+      .def("end", &end)
+      .def("isolate", &ReadingScope::isolate, py::arg("indices"));
   module.def(
       "begin_reading",
       [](py::list tensors, bool checksum) { return std::make_unique<ReadingScope>(std::move(tensors), checksum); },

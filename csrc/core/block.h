@@ -59,14 +59,14 @@ struct Sharer {
 
 /// A storage that has moved away from a block, and may still be read there by an operator that
 /// started before the move.
-struct Leaver {
+struct FormerSharer {
   WeakStorage storage;
   double left_at = 0;        ///< seconds, steady clock
   std::size_t pointers = 0;  ///< scopes whose raw pointers may look into the block while the storage lives (reading.h)
 };
 
-/// A list, so that a leaver can be made before the move, and added in a step that cannot fail.
-using Leavers = std::list<Leaver>;
+/// A list, so that a former sharer can be made before the move, and added in a step that cannot fail.
+using FormerSharers = std::list<FormerSharer>;
 
 /// A block's time from the call that made it to the answer whether pointers to it had left the process's view
 /// (share.h).
@@ -84,8 +84,8 @@ struct Block {
   std::uint64_t id;
   std::size_t sharer_count = 0;
   Sharer* sharers = nullptr;
-  Leavers leavers;                           ///< but for those that read here no more (retire.h)
-  std::size_t prune_leavers_at = 8;          ///< how many there may be until they are looked at again
+  FormerSharers former_sharers;              ///< but for those that read here no more (retire.h)
+  std::size_t prune_former_sharers_at = 8;   ///< how many there may be until they are looked at again
   std::shared_ptr<StreamOrder> order;        ///< nullptr on the CPU
   std::optional<std::uint64_t> fingerprint;  ///< verify.h
   std::shared_ptr<Probation> probation;      ///< with the call that made it

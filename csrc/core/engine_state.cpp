@@ -110,16 +110,16 @@ void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-void leave(Sharer& sharer, Leavers&& leaver, Garbage& garbage) noexcept {
+void leave(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept {
   auto& self = engine();
   Block& block = *sharer.block;
   block.unlink(sharer);
   --self.sharer_count;
   garbage.add(sharer);
-  if (!leaver.empty()) {
-    leaver.front().left_at = steady_seconds();
-    block.leavers.splice(block.leavers.end(), leaver);
-    prune_leavers(block, garbage);
+  if (!former_sharer.empty()) {
+    former_sharer.front().left_at = steady_seconds();
+    block.former_sharers.splice(block.former_sharers.end(), former_sharer);
+    prune_former_sharers(block, garbage);
   }
   if (block.sharer_count == 0) {
     self.remove(block);

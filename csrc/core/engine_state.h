@@ -27,7 +27,7 @@ namespace torchcow {
 struct Garbage {
   Block* blocks = nullptr;
   Sharer* sharers = nullptr;
-  Leavers leavers;
+  FormerSharers former_sharers;
   bool nothing_shared = false;  ///< the last block is gone, and with it the use of kept pages (host_pages.h)
   Garbage() = default;
   Garbage(const Garbage&) = delete;
@@ -74,7 +74,7 @@ EngineState& engine() noexcept;
 void wait_for_claims(std::unique_lock<std::mutex>& lock);
 
 /// Takes `sharer` off its block and puts it into the garbage; the block is retired or follows if that was the last one.
-/// `leaver`: the storage, if it lives on elsewhere and may still be read in the block (I3); otherwise empty.
-void leave(Sharer& sharer, Leavers&& leaver, Garbage& garbage) noexcept;
+/// `former_sharer`: the storage, if it lives on elsewhere and may still be read in the block (I3); otherwise empty.
+void leave(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept;
 
 }  // namespace torchcow

@@ -34,7 +34,7 @@ struct Job {
   Way way;
   c10::Allocator* allocator;
   c10::DataPtr memory;
-  Leavers leaver;
+  FormerSharers former_sharer;
   Reserve::Pieces piece;  ///< where `memory` comes from, if it was set aside before
 };
 
@@ -166,7 +166,7 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
     // keeps the bytes until its operator has returned.
     const auto siblings = leaving.find(&block);
     const bool last = block.sharer_count == (siblings == leaving.end() ? 0 : siblings->second) + 1;
-    const bool steals = last && whole(*sharer) && (cause.stays || !read_by_leavers(block));
+    const bool steals = last && whole(*sharer) && (cause.stays || !read_by_former_sharers(block));
     block.taken = block.taken || steals;
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
     jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}, {}});
@@ -206,7 +206,7 @@ void prepare(Jobs& jobs, const Cause& cause, std::optional<Trouble>& trouble) {
     }
     if (job.way == Way::steal) continue;
     if (cause.visible) {
-      job.leaver.push_back({WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage))});
+      job.former_sharer.push_back({WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage))});
     }
     try {
       allocate(job);
@@ -255,7 +255,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
     Block& block = *sharer.block;
     if (cause.visible)
       record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
-    for (auto& leaver : job.leaver) leaver.pointers = sharer.readings;
+    for (auto& former_sharer : job.former_sharer) former_sharer.pointers = sharer.readings;
     if (job.way == Way::steal) {
       c10::DataPtr memory = std::move(block.data);
       block.data = c10::DataPtr(nullptr, memory.device());
@@ -265,10 +265,10 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
       write_hook::reseat(*job.storage, std::move(job.memory), from_hook);
       if (job.way == Way::skip) {
         skipped->push_back(
-            {c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, std::move(job.leaver)});
+            {c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, std::move(job.former_sharer)});
         continue;
       }
-      leave(sharer, std::move(job.leaver), garbage);
+      leave(sharer, std::move(job.former_sharer), garbage);
     }
   }
   sweep_retired(garbage);
@@ -346,7 +346,7 @@ void finish_skipped(Skipped& skipped, std::size_t written) {
   }
   Garbage garbage;
   std::lock_guard lock(engine().mutex);
-  leave(keeper, std::move(skipped.leaver), garbage);
+  leave(keeper, std::move(skipped.former_sharer), garbage);
 }
 
 void write_hook::dropped(Sharer* sharer) noexcept {

@@ -36,15 +36,15 @@ namespace torchcow {
 struct Cause {
   std::string_view operator_name;
   bool raw_pointer = false;  ///< the pointer may be used on any stream at once: wait on the host
-  bool visible = true;       ///< false: nobody has seen the sharers yet (no event, no leavers)
+  bool visible = true;       ///< false: nobody has seen the sharers yet (no event, no former sharers)
   bool stays = false;        ///< the storage keeps its address, which somebody holds: steal, whoever else reads there
 };
 
 /// A skipped copy, until its operator has returned: what the storage held can still be restored.
 struct Skipped {
   c10::intrusive_ptr<c10::StorageImpl> storage;
-  Sharer* keeper;  ///< stays on the block, and keeps the bytes readable
-  Leavers leaver;  ///< the storage, for the day on which the keeper leaves
+  Sharer* keeper;               ///< stays on the block, and keeps the bytes readable
+  FormerSharers former_sharer;  ///< the storage, for the day on which the keeper leaves
 };
 
 /// Materializes those of `targets` that are sharers. Appends to `skipped`; without it nothing is skipped.

@@ -43,8 +43,9 @@ Block* find_block(std::uint64_t id, Block* list) {
 
 /// Do pointers look into `block` that were handed out in the scope of another storage than `owner`?
 bool others_look_into(const Block& block, const c10::StorageImpl* owner) {
-  return std::any_of(block.leavers.begin(), block.leavers.end(), [&](const Leaver& leaver) {
-    return leaver.pointers > 0 && leaver.storage._unsafe_get_target() != owner && leaver.storage.use_count() > 0;
+  return std::any_of(block.former_sharers.begin(), block.former_sharers.end(), [&](const FormerSharer& former_sharer) {
+    return former_sharer.pointers > 0 && former_sharer.storage._unsafe_get_target() != owner &&
+           former_sharer.storage.use_count() > 0;
   });
 }
 
@@ -53,8 +54,8 @@ void forget_pointers(std::uint64_t id, const c10::StorageImpl& storage) {
   auto* block = find_block(id, engine().blocks);
   if (block == nullptr) block = find_block(id, engine().retired);
   if (block == nullptr) return;
-  for (auto& leaver : block->leavers) {
-    if (leaver.storage._unsafe_get_target() == &storage && leaver.pointers > 0) --leaver.pointers;
+  for (auto& former_sharer : block->former_sharers) {
+    if (former_sharer.storage._unsafe_get_target() == &storage && former_sharer.pointers > 0) --former_sharer.pointers;
   }
 }
 
@@ -96,14 +97,14 @@ Reading::Reading(c10::ArrayRef<c10::StorageImpl*> storages, bool checksum) : che
     sums_ = checksums(blocks());
   } catch (...) {
     checksum_ = false;
-    leave();
+    end();
     throw;
   }
 }
 
 Reading::~Reading() {
   checksum_ = false;
-  leave();
+  end();
 }
 
 std::vector<const c10::StorageImpl*> Reading::covered() const {
@@ -118,7 +119,7 @@ std::unordered_set<std::uint64_t> Reading::blocks() const {
   return blocks;
 }
 
-std::vector<Reading::Outcome> Reading::leave() {
+std::vector<Reading::Outcome> Reading::end() {
   std::vector<Outcome> outcomes;
   outcomes.reserve(entries_.size());
   const auto looked_at = blocks();
@@ -176,8 +177,8 @@ Pin copy_of(const Block& block) {
 
 }  // namespace
 
-bool part(std::uint64_t number, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
-          c10::StorageImpl* owner) {
+bool isolate(std::uint64_t number, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
+             c10::StorageImpl* owner) {
   Garbage garbage;
   auto& state = engine();
   std::optional<Pin> pin;

@@ -19,16 +19,18 @@
 /// storages overlap in a block, only the first is suspended.
 ///
 /// Pointers that outlive the scope would write unseen. Whether there are any is the caller's question (deepcopy/
-/// references.h); `part` then gives the memory to the storage that the pointers belong to, and everybody else a copy.
+/// references.h); `isolate` then gives the memory to the storage that the pointers belong to, and everybody else a
+/// copy.
 ///
 /// A storage that is written in the scope moves away, and pointers into the block that it left see what it held before.
-/// They stay valid: the block lives until the scope ends, and longer where NumPy has looked into it (Leaver::pointers).
+/// They stay valid: the block lives until the scope ends, and longer where NumPy has looked into it
+/// (FormerSharer::pointers).
 ///
 /// Ownership: a scope holds storages weakly. Threads: scopes may overlap in any way; the last one that ends lets the
-/// hook be heard again. `part` is not safe against operators in other threads that still read siblings when
+/// hook be heard again. `isolate` is not safe against operators in other threads that still read siblings when
 /// the storage is written later: that is a pointer's affair, which the scope forbids.
 ///
-/// Streams: `part` waits on the host, as siblings may be read on any stream afterwards.
+/// Streams: `isolate` waits on the host, as siblings may be read on any stream afterwards.
 
 namespace torchcow {
 
@@ -55,7 +57,7 @@ class Reading {
   };
 
   /// Ends the scope: hooks are heard again.
-  std::vector<Outcome> leave();
+  std::vector<Outcome> end();
 
  private:
   struct Entry {
@@ -76,7 +78,7 @@ class Reading {
 /// the memory and keeps its address. False: the block has other sharers as well, which are still there, or pointers
 /// look into it that were handed out in the scope of another storage.
 /// Throws what the allocator throws, and then nothing has changed.
-bool part(std::uint64_t block, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
-          c10::StorageImpl* owner);
+bool isolate(std::uint64_t block, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
+             c10::StorageImpl* owner);
 
 }  // namespace torchcow

@@ -11,13 +11,13 @@ namespace {
 
 bool (*other_threads)() = nullptr;
 
-bool still_reads(const Leaver& leaver) noexcept {
-  const auto references = leaver.storage.use_count();
+bool still_reads(const FormerSharer& former_sharer) noexcept {
+  const auto references = former_sharer.storage.use_count();
   if (references == 0) return false;
-  if (leaver.pointers > 0) return true;
+  if (former_sharer.pointers > 0) return true;
   // The weak reference keeps the struct readable, dead or alive.
-  if (references > 1 + python_references(*leaver.storage._unsafe_get_target())) return true;
-  return steady_seconds() - leaver.left_at < grace_seconds && !alone();
+  if (references > 1 + python_references(*former_sharer.storage._unsafe_get_target())) return true;
+  return steady_seconds() - former_sharer.left_at < grace_seconds && !alone();
 }
 
 }  // namespace
@@ -29,21 +29,21 @@ double steady_seconds() noexcept {
   return duration<double>(steady_clock::now().time_since_epoch()).count();
 }
 
-bool read_by_leavers(const Block& block) noexcept {
-  return std::any_of(block.leavers.begin(), block.leavers.end(), still_reads);
+bool read_by_former_sharers(const Block& block) noexcept {
+  return std::any_of(block.former_sharers.begin(), block.former_sharers.end(), still_reads);
 }
 
-void prune_leavers(Block& block, Garbage& garbage) noexcept {
-  if (block.leavers.size() < block.prune_leavers_at) return;
-  for (auto leaver = block.leavers.begin(); leaver != block.leavers.end();) {
-    const auto here = leaver++;
-    if (!still_reads(*here)) garbage.leavers.splice(garbage.leavers.end(), block.leavers, here);
+void prune_former_sharers(Block& block, Garbage& garbage) noexcept {
+  if (block.former_sharers.size() < block.prune_former_sharers_at) return;
+  for (auto former_sharer = block.former_sharers.begin(); former_sharer != block.former_sharers.end();) {
+    const auto here = former_sharer++;
+    if (!still_reads(*here)) garbage.former_sharers.splice(garbage.former_sharers.end(), block.former_sharers, here);
   }
-  block.prune_leavers_at = std::max<std::size_t>(8, 2 * block.leavers.size());
+  block.prune_former_sharers_at = std::max<std::size_t>(8, 2 * block.former_sharers.size());
 }
 
 void retire(Block& block, Garbage& garbage) noexcept {
-  if (block.data && read_by_leavers(block)) {
+  if (block.data && read_by_former_sharers(block)) {
     engine().add_retired(block);
   } else {
     garbage.add(block);
@@ -54,7 +54,7 @@ void sweep_retired(Garbage& garbage) noexcept {
   auto& state = engine();
   for (auto* block = state.retired; block != nullptr;) {
     auto* next = block->next;
-    if (!read_by_leavers(*block)) {
+    if (!read_by_former_sharers(*block)) {
       state.remove_retired(*block);
       garbage.add(*block);
     }

@@ -8,7 +8,7 @@
 /// in another thread, still reads there; without us it would read memory that is being written (torn
 /// values), never memory that was freed. The same holds for an alias through which somebody took a
 /// pointer. So a block that lost its last sharer is freed at once only if each storage that once moved
-/// away from it (its leavers) is
+/// away from it (its former sharers) is
 ///   1. dead, or
 ///   2. held by a single tensor, so that no alias is left, did not leave within a scope in which raw
 ///      pointers were handed out (reading.h), and either
@@ -16,7 +16,7 @@
 ///      2b. it moved away more than `grace_seconds` ago. Nothing tells whether an operator in another
 ///          thread still runs: a method call on a tensor holds no reference of its own.
 /// Other blocks wait in `engine().retired` and are looked at again whenever the engine runs. A block
-/// that may be read by a leaver is not stolen either: the thief could free it.
+/// that may be read by a former sharer is not stolen either: the thief could free it.
 
 namespace torchcow {
 
@@ -25,11 +25,11 @@ inline constexpr double grace_seconds = 3.0;
 [[nodiscard]] double steady_seconds() noexcept;
 
 /// May a storage that left `block` still be read there?
-[[nodiscard]] bool read_by_leavers(const Block& block) noexcept;
+[[nodiscard]] bool read_by_former_sharers(const Block& block) noexcept;
 
-/// Forgets leavers that read `block` no more, now and then: as many may come and go as the source has clones. The
-/// engine's mutex is held.
-void prune_leavers(Block& block, Garbage& garbage) noexcept;
+/// Forgets former sharers that read `block` no more, now and then: as many may come and go as the source has clones.
+/// The engine's mutex is held.
+void prune_former_sharers(Block& block, Garbage& garbage) noexcept;
 
 /// Frees `block` (through `garbage`) or retires it. The engine's mutex is held.
 void retire(Block& block, Garbage& garbage) noexcept;

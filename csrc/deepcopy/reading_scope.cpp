@@ -46,8 +46,8 @@ std::vector<bool> ReadingScope::covered() const {
   return answers;
 }
 
-std::vector<ReadingScope::Outcome> ReadingScope::leave() {
-  const auto outcomes = reading_->leave();
+std::vector<ReadingScope::Outcome> ReadingScope::end() {
+  const auto outcomes = reading_->end();
   std::unordered_map<const c10::StorageImpl*, Outcome> found;
   std::unordered_map<const c10::StorageImpl*, c10::intrusive_ptr<c10::StorageImpl>> held;
   Tensors tensors;
@@ -87,7 +87,7 @@ std::vector<ReadingScope::Outcome> ReadingScope::leave() {
   return answers;
 }
 
-std::vector<std::size_t> ReadingScope::part(const std::vector<std::size_t>& indices) const {
+std::vector<std::size_t> ReadingScope::isolate(const std::vector<std::size_t>& indices) const {
   std::vector<c10::intrusive_ptr<c10::StorageImpl>> siblings;
   visit_tracked_tensors(
       [&](auto&, auto& storage) { siblings.push_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)); });
@@ -96,7 +96,7 @@ std::vector<std::size_t> ReadingScope::part(const std::vector<std::size_t>& indi
     const auto outcome = outcomes_.find(storages_.at(index));
     if (outcome == outcomes_.end()) continue;
     const auto owner = outcome->second.storage.lock();
-    if (!torchcow::part(outcome->second.block, siblings, owner.get())) stuck.push_back(index);
+    if (!torchcow::isolate(outcome->second.block, siblings, owner.get())) stuck.push_back(index);
   }
   return stuck;
 }

@@ -28,11 +28,11 @@ class ReadingScope {
   };
 
   /// Ends the scope. For each tensor: what became of it.
-  std::vector<Outcome> leave();
+  std::vector<Outcome> end();
 
-  /// After `leave`: whoever still looks into the memory of these tensors looks into memory that nobody else shares.
+  /// After `end`: whoever still looks into the memory of these tensors looks into memory that nobody else shares.
   /// Returns those for which that could not be reached. Slow: it looks at all objects, once.
-  [[nodiscard]] std::vector<std::size_t> part(const std::vector<std::size_t>& indices) const;
+  [[nodiscard]] std::vector<std::size_t> isolate(const std::vector<std::size_t>& indices) const;
 
  private:
   py::list tensors_;

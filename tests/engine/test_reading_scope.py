@@ -191,7 +191,7 @@ def test_an_array_that_is_gone_costs_nothing():
 def test_an_array_from_before_a_write_in_the_scope_stays_readable():
     """The tensor moves away; what the array sees lives as long as the tensor, and nobody shares it after the scope.
 
-    Seen to fail when leavers of a scope are not told from others (`Leaver::pointers`).
+    Seen to fail when former sharers of a scope are not told from others (`FormerSharer::pointers`).
     """
     source, clone, other, expected = family()
     with torchcow.reading(clone):

@@ -124,7 +124,8 @@ TEST_F(BadAlloc, ASkippedCopyIsFinishedWithoutMemory) {
   EXPECT_GT(count, 2);
 }
 
-// Broken by: garbage, retired blocks or leavers in vectors: a storage dies in a destructor, where nothing may throw.
+// Broken by: garbage, retired blocks or former sharers in vectors: a storage dies in a destructor, where nothing may
+// throw.
 TEST_F(BadAlloc, LeavingAndRetiringNeedNone) {
   auto source = numbers(100);
   auto view = source.view({10, 10});

@@ -171,7 +171,7 @@ TEST_F(Races, FirstWritersWhileMemoryRunsOut) {
 
 // Readers hold a tensor each and sum it, again and again, while its owner writes, clones and drops. Under the
 // sanitizers a freed block is seen at once; without them a sum that no value ever gave shows it. Broken by: `retire`
-// that frees at once; a steal although a leaver reads.
+// that frees at once; a steal although a former sharer reads.
 TEST_F(Races, ReadersNeverSeeFreedMemory) {
   const auto source = at::full({4096}, 1.0F);
   std::atomic<bool> done{false};

@@ -48,7 +48,7 @@ TEST_F(ReadingTest, ScopesOverlap) {
   { Reading second({&storage_impl(copy)}, false); }
   storage_impl(copy).mutable_data();
   EXPECT_TRUE(shared(copy));
-  first.leave();
+  first.end();
   storage_impl(copy).mutable_data();
   EXPECT_FALSE(shared(copy));
 }
@@ -77,12 +77,12 @@ TEST_F(ReadingTest, AWriteInTheScopeEndsIt) {
   Reading reading({&storage_impl(copy)}, false);
   write(copy);
   const auto again = clone(copy);
-  EXPECT_FALSE(reading.leave().at(0).stayed);
+  EXPECT_FALSE(reading.end().at(0).stayed);
   storage_impl(copy).mutable_data();
   EXPECT_FALSE(same_memory(copy, again));
 }
 
-// Broken by: `Leaver::pointers` left out: the block is freed under a pointer that was handed out.
+// Broken by: `FormerSharer::pointers` left out: the block is freed under a pointer that was handed out.
 TEST_F(ReadingTest, PointersStayValidAfterAWriteInTheScope) {
   const auto copy = clone(numbers(1000));  // the last sharer would steal
   {
@@ -94,7 +94,7 @@ TEST_F(ReadingTest, PointersStayValidAfterAWriteInTheScope) {
     write(sibling);
     EXPECT_EQ(materializations(), Lines{"copy a test 4000"}) << "a steal would let the thief free what is looked into";
     EXPECT_EQ(totals().retired_blocks, 1U);
-    reading.leave();
+    reading.end();
   }
   EXPECT_EQ(totals().retired_blocks, 0U);
 }
@@ -105,9 +105,9 @@ TEST_F(ReadingTest, PointersOfAScopeThatGoesOnStayValid) {
   Reading first({&storage_impl(copy)}, false), second({&storage_impl(copy)}, false);
   write(copy);
   write(source);
-  first.leave();
+  first.end();
   EXPECT_EQ(totals().retired_blocks, 1U);
-  second.leave();
+  second.end();
   EXPECT_EQ(totals().retired_blocks, 0U);
 }
 
@@ -119,7 +119,7 @@ TEST_F(ReadingTest, AStorageThatJoinsAnotherBlockStaysInTheScope) {
   EXPECT_TRUE(join(storage_impl(joiner), storage_impl(clones[1]), storage_impl(clones[0])));
   storage_impl(joiner).mutable_data();
   EXPECT_TRUE(same_memory(joiner, keeper));
-  EXPECT_FALSE(reading.leave().at(0).stayed);
+  EXPECT_FALSE(reading.end().at(0).stayed);
   static_cast<float*>(storage_impl(joiner).mutable_data())[0] = -1;
   EXPECT_TRUE(same_bits(keeper, expected));
 }
@@ -130,8 +130,8 @@ TEST_F(ReadingTest, NumpyIsSeenByItsTraceAlone) {
   const auto other = clone(loaded);
   Reading reading({&storage_impl(copy)}, false), of_the_loaded({&storage_impl(loaded)}, false);
   storage_impl(copy).set_resizable(false);  // what numpy() does
-  EXPECT_TRUE(reading.leave().at(0).seen_by_numpy);
-  EXPECT_FALSE(of_the_loaded.leave().at(0).seen_by_numpy);
+  EXPECT_TRUE(reading.end().at(0).seen_by_numpy);
+  EXPECT_FALSE(of_the_loaded.end().at(0).seen_by_numpy);
   EXPECT_FALSE(storage_impl(loaded).resizable()) << "as it was";
 }
 
@@ -141,23 +141,23 @@ TEST_F(ReadingTest, TheLastOfOverlappingScopesAsksForNumpy) {
   Reading first({&storage_impl(copy)}, false);
   storage_impl(copy).set_resizable(false);  // what numpy() does
   Reading second({&storage_impl(copy)}, false);
-  EXPECT_TRUE(first.leave().at(0).goes_on);
-  const auto outcome = second.leave().at(0);
+  EXPECT_TRUE(first.end().at(0).goes_on);
+  const auto outcome = second.end().at(0);
   EXPECT_FALSE(outcome.goes_on);
   EXPECT_TRUE(outcome.seen_by_numpy);
 }
 
 // Broken by: siblings that are not moved, or moved without their offset; an owner that moves.
-TEST_F(ReadingTest, PartGivesTheMemoryToOneAndACopyToTheOthers) {
+TEST_F(ReadingTest, IsolateGivesTheMemoryToOneAndACopyToTheOthers) {
   const auto source = numbers(1000);
   const auto copy = clone(source), span = clone(source.narrow(0, 100, 50));
   const auto expected = deep_copy(source);
   Reading reading({&storage_impl(copy)}, true);
   auto* address = storage_impl(copy).mutable_data();
-  const auto outcome = reading.leave().at(0);
+  const auto outcome = reading.end().at(0);
   EXPECT_TRUE(outcome.stayed);
   EXPECT_FALSE(outcome.damaged);
-  EXPECT_TRUE(part(outcome.block, {held(source), held(span)}, &storage_impl(copy)));
+  EXPECT_TRUE(isolate(outcome.block, {held(source), held(span)}, &storage_impl(copy)));
   EXPECT_FALSE(shared(copy));
   EXPECT_TRUE(shared(source) && shared(span));
   static_cast<float*>(address)[110] = -1;
@@ -170,36 +170,36 @@ TEST_F(ReadingTest, PartGivesTheMemoryToOneAndACopyToTheOthers) {
 }
 
 // Broken by: an answer that does not count who was left behind.
-TEST_F(ReadingTest, PartTellsWhenOthersAreLeft) {
+TEST_F(ReadingTest, IsolateTellsWhenOthersAreLeft) {
   const auto source = numbers(1000), copy = clone(source), unknown = clone(source);
   Reading reading({&storage_impl(copy)}, false);
-  const auto outcome = reading.leave().at(0);
-  EXPECT_FALSE(part(outcome.block, {held(source)}, &storage_impl(copy)));
+  const auto outcome = reading.end().at(0);
+  EXPECT_FALSE(isolate(outcome.block, {held(source)}, &storage_impl(copy)));
   EXPECT_TRUE(shared(copy) && shared(unknown));
 }
 
 // Broken by: memory that is given to one storage while pointers of another look into it, in a scope that goes on.
-TEST_F(ReadingTest, PartTellsWhenPointersOfAnotherScopeLookIntoTheMemory) {
+TEST_F(ReadingTest, IsolateTellsWhenPointersOfAnotherScopeLookIntoTheMemory) {
   const auto source = numbers(1000), copy = clone(source);
   const auto expected = deep_copy(source);
   Reading outer({&storage_impl(source)}, false), inner({&storage_impl(copy)}, false);
   const auto* seen = static_cast<const float*>(storage_impl(source).mutable_data());
-  const auto outcome = inner.leave().at(0);
-  EXPECT_FALSE(part(outcome.block, {held(source)}, &storage_impl(copy)));
+  const auto outcome = inner.end().at(0);
+  EXPECT_FALSE(isolate(outcome.block, {held(source)}, &storage_impl(copy)));
   write(copy);
   static_cast<float*>(storage_impl(copy).mutable_data())[1] = -1;
   EXPECT_EQ(seen[1], expected[1].item<float>());
   EXPECT_TRUE(same_bits(source, expected));
-  outer.leave();
-  EXPECT_TRUE(part(outcome.block, {held(source)}, &storage_impl(copy)));
+  outer.end();
+  EXPECT_TRUE(isolate(outcome.block, {held(source)}, &storage_impl(copy)));
 }
 
-TEST_F(ReadingTest, PartWithoutMemoryChangesNothing) {
+TEST_F(ReadingTest, IsolateWithoutMemoryChangesNothing) {
   const auto source = numbers(1000), copy = clone(source);
   Reading reading({&storage_impl(copy)}, false);
-  const auto outcome = reading.leave().at(0);
+  const auto outcome = reading.end().at(0);
   fail_allocation(0);
-  EXPECT_THROW(part(outcome.block, {held(source)}, &storage_impl(copy)), c10::Error);
+  EXPECT_THROW(isolate(outcome.block, {held(source)}, &storage_impl(copy)), c10::Error);
   EXPECT_TRUE(same_memory(source, copy));
   EXPECT_EQ(totals().sharers, 2U);
 }

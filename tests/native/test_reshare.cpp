@@ -91,7 +91,7 @@ TEST_F(Reshare, NotOnProbation) {
   EXPECT_FALSE(join(joiner, joiner_clone, keeper_clone));
 }
 
-// I3. Broken by: a `join` without leaver.
+// I3. Broken by: a `join` without former sharer.
 TEST_F(Reshare, WhoReadsTheOldMemoryStillCan) {
   const auto keeper = numbers(1000);
   const auto joiner = deep_copy(keeper);

@@ -46,8 +46,8 @@ TEST_F(Retire, AReadersMemorySurvivesTheWriter) {
   EXPECT_EQ(std::memcmp(address, expected.const_data_ptr(), 4000), 0);
 }
 
-// Broken by: `read_by_leavers` not asked in `claim`: the clone would write where the reader reads.
-TEST_F(Retire, WhatALeaverReadsIsNotStolen) {
+// Broken by: `read_by_former_sharers` not asked in `claim`: the clone would write where the reader reads.
+TEST_F(Retire, WhatAFormerSharerReadsIsNotStolen) {
   const auto source = numbers(1000);
   const auto expected = deep_copy(source);
   const auto operand = source;
@@ -115,8 +115,8 @@ TEST_F(Retire, AloneThereIsNothingToWaitFor) {
   EXPECT_EQ(totals().retired_blocks, 0U);
 }
 
-// Broken by: leavers that are remembered although their storages died.
-TEST_F(Retire, ADeadLeaverReadsNothing) {
+// Broken by: former sharers that are remembered although their storages died.
+TEST_F(Retire, ADeadFormerSharerReadsNothing) {
   auto source = numbers(100);
   auto copy = clone(source);
   source.fill_(7);
@@ -125,19 +125,20 @@ TEST_F(Retire, ADeadLeaverReadsNothing) {
   EXPECT_EQ(totals().retired_blocks, 0U);
 }
 
-// Broken by: leavers that are kept as long as their block: each keeps the struct of its storage, and scatters the heap.
-TEST_F(Retire, LeaversThatReadNoMoreAreForgotten) {
+// Broken by: former sharers that are kept as long as their block: each keeps the struct of its storage, and scatters
+// the heap.
+TEST_F(Retire, FormerSharersThatReadNoMoreAreForgotten) {
   const auto source = numbers(100);
-  const auto leavers = [&] {
+  const auto former_sharers = [&] {
     std::lock_guard lock(engine().mutex);
-    return write_hook::sharer_of(storage_impl(source))->block->leavers.size();
+    return write_hook::sharer_of(storage_impl(source))->block->former_sharers.size();
   };
   const auto kept = clone(source);
   for (int i = 0; i < 1000; ++i) clone(source).fill_(1);
-  EXPECT_LT(leavers(), 20U);
+  EXPECT_LT(former_sharers(), 20U);
   std::vector<at::Tensor> alive;
   for (int i = 0; i < 100; ++i) alive.push_back(clone(source).fill_(1));
-  EXPECT_GE(leavers(), 100U) << "in company they may still be read";
+  EXPECT_GE(former_sharers(), 100U) << "in company they may still be read";
   events(true);
 }
 

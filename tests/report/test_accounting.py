@@ -222,8 +222,8 @@ def test_retired_memory_is_counted_and_given_back():
 
 
 def test_many_rounds_take_no_more_memory_than_few():
-    """Break: leavers kept as long as their block: 630 KB more. The allocator counts, as the resident size also depends
-    on what the kernel does; that of a sanitizer counts nothing."""
+    """Break: former sharers kept as long as their block: 630 KB more. The allocator counts, as the resident size also
+    depends on what the kernel does; that of a sanitizer counts nothing."""
     out = run_script("""
 import ctypes, torch, torchcow
 from torchcow.engine import names as _names

@@ -83,7 +83,7 @@ def _end(
 ) -> None:
     written = {}
     looked_into = []
-    for index, (stayed, damaged, looked_at) in enumerate(scope.leave()):
+    for index, (stayed, damaged, looked_at) in enumerate(scope.end()):
         before = states[index] if states else None
         if before and stayed and before.written_by(now := _State(tensors[index])):
             written[names[index]] = f"its version counter moved from {before.version} to {now.version}, by no operator"
@@ -92,7 +92,7 @@ def _end(
         if looked_at:
             looked_into.append(index)
     try:
-        stuck = [names[index] for index in scope.part(looked_into)] if looked_into else []
+        stuck = [names[index] for index in scope.isolate(looked_into)] if looked_into else []
     except RuntimeError as error:
         if written:
             raise IsolationError(_explain(written, [])) from error
