@@ -31,19 +31,20 @@ IN_README = ("GPT-2 124M", "Llama 1.1B bfloat16", "ResNet-50 26M", "SmolLM2 135M
 
 INTRODUCTION = """<!-- Written by benchmarks/render.py from benchmarks/results: do not edit. -->
 
-# How fast is it, and how much memory does it save?
+# Benchmarks
 
-What people ask before they use something else than `copy.deepcopy`, and the answers that were measured. Rows in which
-torchcow loses are shown like the others.
+How fast is torchcow, and how much memory does it save? Each section asks one question and has the measured answer.
+Rows in which torchcow loses are shown like the others.
 
     make bench             # minutes; prints what it measures
     make bench FULL=1      # all models and sizes; stores the results and writes this page
 
-Methods take turns, A B C, A B C, in one process, so a machine whose speed drifts slows all of them. Times are medians,
-and in brackets the quartiles: the middle half of the rounds. A ratio is formed within each round, so that what slows
-a whole round cancels out; its median counts. Differences that are smaller than the quartiles are noise. Each benchmark
-also checks its answer. Fast calls are repeated within a turn and the median call counts, so caches are warm, where
-nothing else is said. The results are JSON in `benchmarks/results`, and a test fails if this page says something else.
+Methods take turns, A B C, A B C, in one process, so a machine whose speed drifts slows all of them. Times are
+medians, with the quartiles in brackets: the middle half of the rounds. A ratio is formed within each round, so a slow
+round cancels out; the table has the median of the ratios. Differences that are smaller than the quartiles are noise.
+Each benchmark also checks its result. Fast calls are repeated within a turn and the median call counts, so caches are
+warm, unless the text says otherwise. The results are JSON in `benchmarks/results`, and a test fails if this page says
+something else.
 """
 
 

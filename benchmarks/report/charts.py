@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from report import labels
 from report.first_write import STEPS
-from report.markdown import by, values
+from report.markdown import by, duration, times, values
 from report.scaling import groups
 
 INK = "#808080"
@@ -25,13 +26,17 @@ Results = dict[str, dict[str, Any]]
 
 @dataclass
 class Lines:
-    """What a chart shows: named series of points; ``band`` are quartiles, ``bars`` horizontal ones over names."""
+    """What a chart shows: named series of points, which may have quartiles; ``bars`` are horizontal ones over names.
+
+    ``texts`` stand beside the bars of a series. ``log`` names the axes with a logarithmic scale; their titles say so.
+    """
 
     x: str
     y: str
     series: dict[str, list[list[float]]]
     dashed: dict[str, list[list[float]]] = field(default_factory=dict)
     bars: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     log: str = ""
     even: float | None = None
 
@@ -44,7 +49,11 @@ def clone(results: Results) -> Lines:
     found, models = by(rows, "model", "candidate"), values(rows, "model")
     names = ("copy.deepcopy", "torchcow.clone")
     series = {name: [[at, found[m, name]["seconds"]["median"] * 1e3] for at, m in enumerate(models)] for name in names}
-    return Lines("milliseconds for one clone, logarithmic", "", series, bars=models, log="x")
+    texts = {name: [duration(found[m, name]["seconds"]["median"]) for m in models] for name in names}
+    for at, model in enumerate(models):
+        texts[names[1]][at] += f", {times(1 / found[model, names[1]]['ratio']['median'])} faster"
+    title = "ms for one clone (log scale: each grid line is 10x the last)"
+    return Lines(title, "", series, bars=models, texts=texts, log="x")
 
 
 def memory(results: Results) -> Lines:
@@ -54,19 +63,20 @@ def memory(results: Results) -> Lines:
     parts = values(mine, "written")
     points = {p: [[r["variants"], r["resident"] / 1e9] for r in mine if r["written"] == p] for p in parts}
     lines = {p: [[r["variants"], r["predicted"] / 1e9] for r in mine if r["written"] == p] for p in parts}
-    return Lines(f"variants of {model}; dashed: predicted", "GB, resident", points, lines, log="xy")
+    title = "variants (log scale); dashed: predicted"
+    return Lines(title, "GB, resident (log scale)", points, lines, log="xy")
 
 
 def first_write(results: Results) -> Lines:
     rows = results["first_write"]["tables"]["one_tensor"]
     shown = ("copy into warm memory", "torch clone", "_lazy_clone", "copy", "copy, kept pages", "skip")
     series = {
-        name.replace("_lazy", "torch._lazy"): [  # matplotlib hides names with an underscore in front
+        labels.plain(name, "one_tensor"): [
             [r["bytes"] / 2**20, r["bytes"] / r["seconds"]["median"] / 1e9] for r in rows if r["candidate"] == name
         ]
         for name in shown
     }
-    return Lines("MiB of the tensor", "GB/s until it may be written", series, log="xy")
+    return Lines("MiB of the tensor (log scale)", "GB/s until it may be written (log scale)", series, log="xy")
 
 
 def break_even(results: Results) -> Lines:
@@ -79,7 +89,7 @@ def break_even(results: Results) -> Lines:
         ]
         for steps in values(rows, "steps")
     }
-    return Lines("% of the weights trained", "time, as a part of deepcopy's", series, even=1.0)
+    return Lines("% of the weights trained", "time relative to copy.deepcopy", series, even=1.0)
 
 
 def scaling(results: Results) -> Lines:
@@ -89,7 +99,7 @@ def scaling(results: Results) -> Lines:
         for title, members in groups(rows).items()
         if not title.startswith("threads")
     }
-    return Lines("how many", "µs for each, by torchcow.clone", series, log="xy")
+    return Lines("number of units (log scale)", "µs per unit, torchcow.clone (log scale)", series, log="xy")
 
 
 CHARTS: dict[str, tuple[str, Callable[[Results], Lines]]] = {
@@ -112,6 +122,7 @@ def draw(name: str, lines: Lines, path: Path) -> None:
         (_bars if lines.bars else _curves)(axes, lines)
         for which in lines.log:
             getattr(axes, f"set_{which}scale")("log")
+            getattr(axes, f"{which}axis").set_major_formatter("{x:g}")
         axes.set_xlabel(lines.x, color=INK)
         axes.set_ylabel(lines.y, color=INK)
         axes.tick_params(colors=INK, which="both")
@@ -120,7 +131,9 @@ def draw(name: str, lines: Lines, path: Path) -> None:
             spine.set_color(INK)
         axes.grid(color=INK, alpha=0.25, linewidth=0.5, axis="x" if lines.bars else "both")
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(lines.series)}
+        axes.legend(frameon=False, labelcolor=INK, **(above if lines.bars else beside))
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"torchcow: {name.replace('_', ' ')}"
         metadata = {"Date": None, "Creator": None, "Title": title, "Description": lines.digest()}
@@ -134,8 +147,10 @@ def _bars(axes: Any, lines: Lines) -> None:
     for index, (name, points) in enumerate(lines.series.items()):
         places = [point[0] + (index - (count - 1) / 2) * 0.38 for point in points]
         colour = COLOURS[1 - index] if count == 2 else COLOURS[index]
-        axes.barh(places, [point[1] for point in points], height=0.36, color=colour, label=name)
-    axes.set_xlim(left=min(point[1] for points in lines.series.values() for point in points) / 3)
+        bars = axes.barh(places, [point[1] for point in points], height=0.36, color=colour, label=name)
+        axes.bar_label(bars, lines.texts.get(name, [""] * len(points)), padding=3, fontsize=8, color=INK)
+    sizes = [point[1] for points in lines.series.values() for point in points]
+    axes.set_xlim(left=min(sizes) / 3, right=max(sizes) * 12)  # room for the texts
     axes.set_yticks(range(len(lines.bars)), lines.bars)
     axes.invert_yaxis()
 

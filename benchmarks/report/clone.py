@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from report import labels
 from report.markdown import by, digits, duration, inverse, listed, measured, size, spread, table, times, values
 
 OURS, DEEPCOPY = "torchcow.clone", "copy.deepcopy"
@@ -13,23 +14,30 @@ def section(result: dict[str, Any]) -> str:
     rows = result["tables"]["models"]
     found = by(rows, "model", "candidate")
     models, methods = values(rows, "model"), by(result["tables"]["methods"], "candidate")
-    return f"""## How long does a clone take?
+    sizes = by(result["tables"]["sizes"], "model")
+    return f"""## Time of a clone
 
-Each method makes one more variant of the same model, in turn with the others. Before it is timed, its variant is
-compared with that of `copy.deepcopy`: every bit of the state, and the output. A method that claims isolation is written
-to, all of it, and the source must not change; of a method that claims none, the source must change.
+How long does a clone take? Each method makes one more variant of the same model, in turn with the others. Before a
+method is timed, its variant is compared with that of `copy.deepcopy`: every bit of the state, and the output. If a
+method claims isolation, all of its variant is written, and the source must not change; if it claims none, the source
+must change.
 
 {measured(result)}
-{_first(found, models, by(result["tables"]["sizes"], "model"))}
-![Time of a clone by model, logarithmic](charts/clone.svg)
+{_first(found, models)}
+![Time of a clone by model, on a logarithmic scale](charts/clone.svg)
+
+The scale of the chart is logarithmic: from one grid line to the next, the time is ten times as long.
 
 The time of a clone depends on the number of objects, not on bytes. It is the median of calls in a row, which find the
-caches of the processor warm; *cold* is the first call of each turn, after other work.
+caches of the processor warm; *cold* is the first call of each turn, after other work. *Quartiles* are the middle half
+of the ratios.
 
-### Against everything else
+{_sizes(models, sizes)}
+### Other methods
 
-How many times as long as `torchcow.clone` each method takes; less than 1x is faster.
+How many times as long as `torchcow.clone` does each method take? Below 1x the method is faster.
 
+{_methods(methods)}
 {_matrix(found, models, methods)}
 {_lost(found, models, methods)}
 
@@ -39,10 +47,10 @@ How many times as long as `torchcow.clone` each method takes; less than 1x is fa
 """
 
 
-def _first(found: dict, models: list[str], sizes: dict[str, Any]) -> str:
+def _first(found: dict, models: list[str]) -> str:
     rows = []
     for model in models:
-        deep, ours, parts = found[model, DEEPCOPY], found[model, OURS], sizes[model]
+        deep, ours = found[model, DEEPCOPY], found[model, OURS]
         rows.append(
             [
                 model,
@@ -51,24 +59,35 @@ def _first(found: dict, models: list[str], sizes: dict[str, Any]) -> str:
                 duration(deep["seconds"]["median"]),
                 spread(ours["seconds"]),
                 duration(ours["seconds"]["first"]),
-                *(f"{parts[key]:,}" for key in ("modules", "objects", "tensors")),
-                size(parts["bytes"]),
                 str(ours["rounds"]),
             ]
         )
-    head = ["model", "faster", "middle half", "`copy.deepcopy`", "`torchcow.clone`", "cold"]
-    return table([*head, "modules", "objects", "tensors", "bytes", "rounds"], rows)
+    return table(["model", "faster", "quartiles", "`copy.deepcopy`", "`torchcow.clone`", "cold", "rounds"], rows)
+
+
+def _sizes(models: list[str], sizes: dict[str, Any]) -> str:
+    keys = ("modules", "objects", "tensors")
+    rows = [[model, *(f"{sizes[model][key]:,}" for key in keys), size(sizes[model]["bytes"])] for model in models]
+    return table(["model", *keys, "bytes"], rows)
+
+
+def _methods(methods: dict[str, Any]) -> str:
+    rows = [
+        [labels.row(name), "yes" if method["isolated"] else "**no**", method["limits"]]
+        for name, method in methods.items()
+    ]
+    return table(["method", "isolated", "note"], rows, left=3)
 
 
 def _matrix(found: dict, models: list[str], methods: dict[str, Any]) -> str:
     rows = []
-    for candidate, method in methods.items():
+    for candidate in methods:
         cells = []
         for model in models:
             one, ours = found.get((model, candidate)), found[model, OURS]
             cells.append(times(one["seconds"]["median"] / ours["seconds"]["median"]) if one else "")
-        rows.append([f"`{candidate}`", "yes" if method["isolated"] else "**no**", method["limits"], *cells])
-    return table(["method", "isolated", "what it is not", *models], rows, left=3)
+        rows.append([labels.row(candidate), *cells])
+    return table(["method", *models], rows)
 
 
 def _lost(found: dict, models: list[str], methods: dict[str, Any]) -> str:
@@ -77,13 +96,13 @@ def _lost(found: dict, models: list[str], methods: dict[str, Any]) -> str:
         for candidate in methods
         if candidate != OURS
     }
-    told = [
-        f"`{candidate}` is faster than a clone for {listed(where)}"
+    sentences = [
+        f"{labels.row(candidate)} is faster than a clone for {'every model' if where == models else listed(where)}"
         f" ({methods[candidate]['limits'] or 'with the same result'})."
         for candidate, where in lost.items()
         if where
     ]
-    return " ".join(told) if told else "No method is faster."
+    return " ".join(sentences) if sentences else "No method is faster."
 
 
 def _faster(found: dict, model: str, candidate: str) -> bool:
@@ -99,10 +118,11 @@ def _objects(rows: list[dict[str, Any]]) -> str:
         cells = [found.get((objects, name)) for name in (DEEPCOPY, "copium.deepcopy")]
         ratios = [times(cell["seconds"]["median"] / ours["median"]) if cell else "" for cell in cells]
         lines.append([objects, *ratios, spread(ours)])
-    told = table(["objects", "`copy.deepcopy`", "`copium.deepcopy`", "`torchcow.clone`"], lines)
+    ratios_and_times = table(["objects", "`copy.deepcopy`", "`copium.deepcopy`", "`torchcow.clone`"], lines)
     slower = [o for o in values(rows, "objects") if _behind(found, o)]
     lost = f"Lists and dicts of plain values are bound by Python's allocator; copium is faster for {listed(slower)}."
-    return "How many times as long, and the time of `torchcow.clone`.\n\n" + told + (f"\n{lost}\n" if slower else "")
+    head = "How many times as long does each take, and the time of `torchcow.clone`.\n\n"
+    return head + ratios_and_times + (f"\n{lost}\n" if slower else "")
 
 
 def _behind(found: dict, objects: str) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from report import labels
 from report.markdown import by, digits, duration, measured, size, spread, table, times, values
 
 Rows = list[dict[str, Any]]
-TITLE = "## And on a GPU?\n"
+TITLE = "## GPU\n"
 NONE = """
-There are no stored results yet. `make gpu` on a machine with one builds, tests and measures in eight minutes, and
-`python benchmarks/render.py --gpu gpu-results.json` puts what it found here.
+There are no stored results yet: torchcow has not run on a GPU. On a machine with one, `make gpu` builds, tests and
+measures in eight minutes, and `python benchmarks/render.py --gpu gpu-results.json` puts the results here.
 """
 
 
@@ -30,13 +31,13 @@ def section(result: dict[str, Any] | None) -> str:
     return "\n".join(parts)
 
 
-def _timed(*labels: str) -> Callable[[Rows], str]:
+def _timed(*keys: str) -> Callable[[Rows], str]:
     def shown(rows: Rows) -> str:
         lines = []
         for row in rows:
-            words = [str(row[label]) for label in labels]
-            lines.append([*words, row["candidate"], spread(row["ratio"], digits), spread(row["seconds"])])
-        return table([*labels, "", "of the first", "time"], lines, left=len(labels) + 1)
+            cells = [str(row[key]) for key in keys]
+            lines.append([*cells, labels.row(row["candidate"]), spread(row["ratio"], digits), spread(row["seconds"])])
+        return table([*keys, "", "relative to the first row", "time"], lines, left=len(keys) + 1)
 
     return shown
 
@@ -48,12 +49,12 @@ def _bandwidth(rows: Rows) -> str:
         [s, *(digits(found[s, c]["bytes"] / found[s, c]["seconds"]["median"] / 1e9) for c in candidates)]
         for s in values(rows, "size")
     ]
-    return "GB/s of the device.\n\n" + table(["size", *candidates], lines)
+    return "GB/s of the device.\n\n" + table(["size", *map(labels.row, candidates)], lines)
 
 
 def _sharing(rows: Rows) -> str:
-    lines = [[r["candidate"], times(r["ratio"]["median"]), duration(_each(r))] for r in rows]
-    return table(["", "of the first", "host time per tensor of 1 MiB"], lines)
+    lines = [[labels.row(r["candidate"]), times(r["ratio"]["median"]), duration(_each(r))] for r in rows]
+    return table(["", "relative to the first row", "host time per tensor of 1 MiB"], lines)
 
 
 def _each(row: dict[str, Any]) -> float:
@@ -66,7 +67,7 @@ def _capacity(rows: Rows) -> str:
         full = "until memory was full" if row["full"] else "as many as were tried"
         edited = f"{digits(100 * row['edited_bytes'] / row['model_bytes'])} %"
         sizes = [size(row["bytes"]), size(row["predicted"])] if "deepcopy" not in row["candidate"] else ["", ""]
-        lines.append([f"`{row['candidate']}`", edited, full, f"{row['variants']:,}", *sizes])
+        lines.append([labels.row(row["candidate"]), edited, full, f"{row['variants']:,}", *sizes])
     head = ["", "written in each", "", "variants", "taken", "predicted"]
     return f"A model of {size(rows[0]['model_bytes'])}.\n\n" + table(head, lines, left=3)
 
@@ -76,7 +77,7 @@ def _optimizers(rows: Rows) -> str:
     lines = [[row["optimizer"], *(row[name] for name in names)] for row in rows]
     return (
         "A clone is trained with the optimizer's default settings, which on CUDA are multi-tensor operators. Is its"
-        " source still what it was?\n\n" + table(["optimizer", *(f"`{name}`" for name in names)], lines, left=3)
+        " source unchanged?\n\n" + table(["optimizer", *map(labels.row, names)], lines, left=3)
     )
 
 
@@ -88,7 +89,7 @@ def _training(rows: Rows) -> str:
         [f"{digits(100 * f)} %", *(spread(found[f, s]["ratio"], digits) for s in steps)]
         for f in values(ours, "fraction")
     ]
-    return "For each second with `copy.deepcopy`.\n\n" + table(
+    return "Time relative to that with `copy.deepcopy`.\n\n" + table(
         ["weights trained", *(f"{step} steps" for step in steps)], lines
     )
 
@@ -101,6 +102,6 @@ PARTS: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "streams": ("Streams", _timed("streams")),
     "training": ("Clone, train, drop", _training),
     "reading": ("Forward passes", _timed("model")),
-    "capacity": ("How many variants of a model of 8 billion parameters fit?", _capacity),
+    "capacity": ("Variants of a model of 8 billion parameters that fit", _capacity),
     "optimizers": ("Default optimizers", _optimizers),
 }

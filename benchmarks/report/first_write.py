@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from report import labels
 from report.markdown import by, digits, duration, inverse, listed, measured, spread, table, times, values
 
 STEPS = {0: "written once", 1: "1 step", 10: "10 steps"}
@@ -11,27 +12,27 @@ STEPS = {0: "written once", 1: "1 step", 10: "10 steps"}
 
 def section(result: dict[str, Any]) -> str:
     tables = result["tables"]
-    return f"""## What does the first write cost?
+    return f"""## First write
 
-Gigabytes per second until a tensor has bytes that may be written, of which one is then written; *skip* and *zero_*
-write all of them. `copy into warm memory` is the limit: memory that is there already. Fresh memory is bound by page
-faults. *Kept pages* were given back by another clone before, and are there already, too. A steal copies nothing, so
-its bandwidth is only the size over the time of a call.
+What does the first write cost? The table has gigabytes per second until the tensor may be written. One byte is then
+written; *skip* and `zero_` write all bytes. *Copy into warm memory* is the limit: the process has used that memory
+before. Page faults bound the speed of fresh memory. *Kept pages* were freed by another clone, so they have no page
+faults either. A steal copies nothing, so its bandwidth is the size divided by the time of a call.
 
 {measured(result)}
 {_bandwidth(tables["one_tensor"])}
-![Bandwidth of the first write by size](charts/first_write.svg)
+![Bandwidth of the first write by size, on logarithmic scales](charts/first_write.svg)
 
 {_behind(tables["one_tensor"])}
 
-### All of a model
+### Every weight of a model
 
 {_whole(tables["every_parameter_of_gpt2"])}
 {_whole(tables["load_state_dict"])}
-### Where does copy-on-write stop paying?
+### Break-even
 
-Clone a GPT, train the last parts of it, drop it: the whole use, and how long it takes with `torchcow.clone` for each
-second with `copy.deepcopy`. Below 1 it pays.
+Where does copy-on-write stop paying? A GPT is cloned, its last parts are trained, and the clone is dropped. The table
+has the time of all that with `torchcow.clone`, relative to the time with `copy.deepcopy`. Below 1 copy-on-write pays.
 
 {_break_even(tables["break_even"])}
 ![The break-even curve](charts/break_even.svg)
@@ -47,7 +48,7 @@ def _bandwidth(rows: list[dict[str, Any]]) -> str:
     for size in values(rows, "size"):
         cells = [found[size, candidate] for candidate in candidates]
         lines.append([size, *(digits(cell["bytes"] / cell["seconds"]["median"] / 1e9) for cell in cells)])
-    return table(["size", *candidates], lines)
+    return table(["size", *(labels.row(candidate, "one_tensor") for candidate in candidates)], lines)
 
 
 def _behind(rows: list[dict[str, Any]]) -> str:
@@ -57,20 +58,21 @@ def _behind(rows: list[dict[str, Any]]) -> str:
         sizes = values(rows, "size")
         return [s for s in sizes if found[s, ours]["seconds"]["lower"] > found[s, other]["seconds"]["upper"]]
 
-    told = []
+    sentences = []
     for ours, other in (("copy", "torch clone"), ("copy", "_lazy_clone"), ("skip", "torch empty_like, zero_")):
         lost = slower(ours, other)
-        told.append(
-            f"`{ours}` is slower than `{other}` (by more than the quartiles) at {listed(lost)}."
+        name = labels.row(other, "one_tensor")
+        sentences.append(
+            f"A {ours} is slower than {name} (by more than the quartiles) at {listed(lost)}."
             if lost
-            else f"`{ours}` is at no size slower than `{other}` by more than the quartiles."
+            else f"A {ours} is at no size slower than {name} by more than the quartiles."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _whole(rows: list[dict[str, Any]]) -> str:
-    lines = [[row["candidate"], times(row["ratio"]["median"]), spread(row["seconds"])] for row in rows]
-    return table([rows[0]["model"], "of the first row", "time"], lines)
+    lines = [[labels.row(row["candidate"]), times(row["ratio"]["median"]), spread(row["seconds"])] for row in rows]
+    return table([rows[0]["model"], "relative to the first row", "time"], lines)
 
 
 def _break_even(rows: list[dict[str, Any]]) -> str:
@@ -84,22 +86,22 @@ def _break_even(rows: list[dict[str, Any]]) -> str:
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:
-    told = []
+    sentences = []
     for steps in values(rows, "steps"):
         ours = [row for row in rows if row["steps"] == steps and row["candidate"] == "torchcow.clone"]
         lost = [row for row in ours if row["ratio"]["median"] > 1]
         what = STEPS.get(steps, f"{steps} steps")
         if not lost:
-            told.append(f"{what.capitalize()}: a clone pays at each fraction that was measured.")
+            sentences.append(f"{what.capitalize()}: a clone pays at each fraction that was measured.")
             continue
         shares = listed([f"{digits(100 * row['fraction'])} %" for row in lost])
         worst = max(lost, key=lambda row: row["ratio"]["median"])
         clear = "beyond" if worst["ratio"]["lower"] > 1 else "within"
-        told.append(
+        sentences.append(
             f"{what.capitalize()}: a deep copy is faster with {shares} trained, at worst by"
             f" {digits(100 * worst['ratio']['median'] - 100, 2)} % ({clear} the quartiles)."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def headline(result: dict[str, Any]) -> list[list[str]]:

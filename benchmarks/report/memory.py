@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from report import labels
 from report.markdown import by, digits, measured, size, table, times, values
 
 
 def section(result: dict[str, Any]) -> str:
     tables = result["tables"]
-    return f"""## How much memory do N variants take?
+    return f"""## Memory of N variants
 
-Of a model of size S, N clones are made, and in each a fraction f of the weights is written. Predicted is S (1 + N f);
-deep copies take S (1 + N). *Allocated* is what `torchcow.memory` counts, *resident* what the system says that the
-process has taken since the first clone, plus S: Python objects of the clones are part of it.
+How much memory do N variants take? A model of size S is cloned N times, and a fraction f of the weights is written in
+each clone. The prediction is S (1 + N f); deep copies take S (1 + N). *Allocated* is the count of `torchcow.memory`.
+*Resident* is the memory that the process has taken from the system since the first clone, plus S; it includes the
+Python objects of the clones.
 
 {measured(result)}
 {"".join(_model(tables["variants"], model) for model in values(tables["variants"], "model"))}
-![Memory of N variants, predicted and measured](charts/memory.svg)
+![Memory of N variants, predicted and measured, on logarithmic scales](charts/memory.svg)
+
+The chart is of {values(tables["variants"], "model")[-1]}; both scales are logarithmic.
 
 {_bend(tables["variants"])}
 
-### How many fit?
+### Variants in a budget
 
 {_budget(tables["budget"])}"""
 
@@ -56,9 +60,9 @@ def _bend(rows: list[dict[str, Any]]) -> str:
     each = (most["resident"] - most["size"]) / most["variants"]
     return (
         f"Resident memory exceeds the prediction most for {worst['model']}, {worst['written']} written, N ="
-        f" {worst['variants']}: by a factor of {digits(worst['resident'] / worst['predicted'])}. What is added is the"
-        f" Python objects of the clones, {size(each)} for each clone of {most['model']}, and tensors below 1 KB, which"
-        " are copied at once."
+        f" {worst['variants']}: by a factor of {digits(worst['resident'] / worst['predicted'])}. The rest is the Python"
+        f" objects of the clones, {size(each)} for each clone of {most['model']}, and tensors below 1 KB, which are"
+        " copied eagerly."
     )
 
 
@@ -71,11 +75,11 @@ def _budget(rows: list[dict[str, Any]]) -> str:
         lines.append([written, *(f"{cell['fit']:,} ({size(cell['bytes_per_variant'])})" for cell in cells)])
     model, budget = rows[0]["model"], size(rows[0]["budget"])
     return (
-        f"Variants of {model} in a budget of {budget}, the model itself included, and in brackets the bytes that one"
-        " more variant takes. The bytes are measured on a few variants; the number is computed from them. An entry of"
-        " `functional_call` is a dict of tensors: who writes a part puts a copy of that part into it by hand, and a"
-        " write in place would reach the source.\n\n"
-        + table(["written", *(f"`{method}`" for method in methods)], lines)
+        f"How many variants of {model} fit in {budget}, the model itself included? In brackets are the bytes that one"
+        " more variant takes. They are measured on a few variants; the number of variants is computed from them. A"
+        " variant of `functional_call` is a dict of tensors: to write a part, the caller puts a copy of that part into"
+        " it by hand, and a write in place would reach the source.\n\n"
+        + table(["written", *map(labels.row, methods)], lines)
     )
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import record  # noqa: E402
 import render  # noqa: E402
-from report import charts, clone, cuda, first_write, markdown  # noqa: E402
+from report import charts, clone, cuda, first_write, labels, markdown  # noqa: E402
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def one_digit_more(text, start):
         ("docs/charts/break_even.svg", "data sha256:"),
     ],
 )
-def test_a_number_that_somebody_changes_is_found(name, start, copied, capsys):
+def test_a_number_that_is_changed_is_found(name, start, copied, capsys):
     assert check(copied) == 0
     path = copied / name
     path.write_text(one_digit_more(path.read_text(), start))
@@ -131,7 +131,30 @@ def test_without_a_gpu_the_page_says_so():
     assert ("no stored results yet" in page) == ("cuda" not in record.read())
 
 
-def test_what_is_lost_is_told():
+def test_no_row_of_the_page_is_a_key_of_the_results():
+    rows = re.findall(r"^(?:\|.*|\*\*.*\*\*)$", (ROOT / "docs" / "benchmarks.md").read_text(), re.MULTILINE)
+    assert [row for row in rows if "_" in re.sub("`[^`]*`", "", row)] == []
+    tables = {name for question in ("prototype", "registry", "answers") for name in record.read()[question]["tables"]}
+    assert tables - {"figures"} <= set(labels.TABLES)
+    figures = {name for result in record.read().values() for row in result["tables"].get("figures", []) for name in row}
+    shown = {labels.figure(name, 1.0)[0] for name in figures if name in labels.FIGURES}
+    assert len(shown) == len(labels.FIGURES), "a figure has no value, or two have one name"
+
+
+@pytest.mark.parametrize("name", charts.CHARTS)
+def test_a_logarithmic_axis_says_so(name):
+    lines = charts.CHARTS[name][1](record.read())
+    assert ("(log scale" in lines.x, "(log scale" in lines.y) == ("x" in lines.log, "y" in lines.log)
+
+
+def test_the_bars_show_their_values():
+    lines = charts.clone(record.read())
+    assert all(len(lines.texts[name]) == len(points) for name, points in lines.series.items())
+    drawn = (ROOT / "docs" / "charts" / "clone.svg").read_text()
+    assert [text for texts in lines.texts.values() for text in texts if f">{text}<" not in drawn] == []
+
+
+def test_losses_are_named():
     """A method that is faster than a clone, and fractions for which a deep copy is faster, are named in words."""
 
     def row(model, name, seconds):
@@ -139,7 +162,7 @@ def test_what_is_lost_is_told():
 
     found = markdown.by([row("m", "torchcow.clone", 2.0), row("m", "other", 1.0)], "model", "candidate")
     methods = {"other": {"limits": "a dict"}, "torchcow.clone": {"limits": ""}}
-    assert clone._lost(found, ["m"], methods) == "`other` is faster than a clone for m (a dict)."
+    assert clone._lost(found, ["m"], methods) == "other is faster than a clone for every model (a dict)."
     ratio = {"lower": 1.1, "median": 1.2, "upper": 1.3}
     rows = [{"steps": 1, "fraction": f, "candidate": "torchcow.clone", "ratio": ratio} for f in (0.5, 1.0)]
     told = "1 step: a deep copy is faster with 50 % and 100 % trained, at worst by 20 % (beyond the quartiles)."
