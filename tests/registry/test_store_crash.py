@@ -17,6 +17,7 @@ from support.oracle import STARTS_PROCESSES
 
 DRIVER = """
 import json, os, random, shutil, time
+from pathlib import Path
 torch.set_num_threads(1)
 prepared, work = Path(sys.argv[1]) / "prepared", Path(sys.argv[1]) / "work"
 
