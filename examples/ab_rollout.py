@@ -1,10 +1,10 @@
-"""An A/B rollout: a candidate gets a tenth of the users, is promoted, and rolled back after an incident.
+"""An A/B rollout: a candidate serves a tenth of the users, is promoted, and is rolled back after an incident.
 
-The server keeps one object, the proxy of the tag ``production``, and never learns that models change: promote and
-rollback move the tag between two calls. The trial goes by user, so that each user always sees the same model.
+The server keeps one object, the proxy of the tag ``production``. It never notices that models change: promote and
+rollback move the tag between two calls. The trial assigns users, so that each user always sees the same model.
 
 Look at the accuracy of both sides of the trial, and at the history of the tag. After the rollback, production gives the
-answers of before, bit by bit. The versions share all that the fine-tuning did not write.
+same answers as before, bit by bit. The versions share each tensor that the fine-tuning did not write.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def main(users: int = 400, seed: int = 0) -> dict[str, Any]:
     old_taste, new_taste = (x @ torch.randn(32, 3)).argmax(1), (x @ torch.randn(32, 3)).argmax(1)
     network = nn.Sequential(nn.Linear(32, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 3))
 
-    registry = torchcow.Registry()  # in memory; with the path of a folder it is durable
+    registry = torchcow.Registry()  # in memory; with the path of a folder it is stored
     first = registry.add("recommender", fine_tune(network, x, old_taste), tags=["production"])
     serve = registry.proxy("recommender:production")
     before = serve(x).detach()
 
-    # What users like has changed. The candidate is a clone of production that learns from half of the users.
+    # The taste of users has changed. The candidate is a clone of production that learns from half of the users.
     clone = registry.get("recommender:production").clone()
     learnt = fine_tune(clone, x[: users // 2], new_taste[: users // 2])
     candidate = registry.add("recommender", learnt, parent=first, tags=["candidate"], metadata={"trained on": "May"})
@@ -66,7 +66,7 @@ def main(users: int = 400, seed: int = 0) -> dict[str, Any]:
     for line in registry.history("recommender:production"):
         print(f"  {line.version} was promoted{' and rolled back' if line.rolled_back else ''}")
 
-    print("\nWhat the candidate has of its own:")
+    print("\nDifferences of the candidate from the first version:")
     print(registry.diff(first, candidate))
     memory = torchcow.memory(registry.get(first), registry.get(candidate))
     print(f"\n{memory}")

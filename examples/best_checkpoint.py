@@ -1,11 +1,12 @@
 """Early stopping: the best state so far is kept as a clone, not as a copy.
 
-A small data set is learnt by heart: validation gets better at first and then worse. At each new best, the usual
-``best = copy.deepcopy(state)`` copies all of the model and the optimizer. A clone copies what the next step writes, and
-that only if it is still needed: neither the frozen encoder nor anything of the checkpoint that is restored.
+The model memorizes a small data set: validation improves at first and then gets worse. At each new best, the usual
+``best = copy.deepcopy(state)`` copies all of the model and the optimizer. With a clone, the next step copies the
+tensors that it writes, and only while the checkpoint is needed. The frozen encoder and a restored checkpoint are never
+copied.
 
-Look at who made the copies (the trace names operator and line), and at the last table: after the restore, the running
-state and the best one share all of their memory.
+Look at which operators made the copies (the trace names operator and line), and at the last table: after the restore,
+the running state and the best one share all of their memory.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main(patience: int = 15, steps: int = 300, seed: int = 0) -> dict[str, Any]:
     print(f"For {checkpoints} checkpoints {copied / 1e6:.1f} MB were copied; deep copies: {whole / 1e6:.1f} MB.")
     print(f"\nThe first writes after the last checkpoint:\n{torchcow.Trace(writes.materializations[before:])}")
 
-    # Restored in place, for whoever holds the model. An optimizer takes the tensors that it is given: give it clones.
+    # Restored in place, for all references to the model. An optimizer keeps the tensors that it loads: give it clones.
     model.load_state_dict(best["model"].state_dict())
     optimizer.load_state_dict(torchcow.clone(best["optimizer"].state_dict()))
     optimizer.zero_grad()

@@ -1,10 +1,10 @@
 """An ensemble: noise and bootstrap make members that disagree where the data says nothing.
 
-A network is trained once. Each member is a clone of it: its last layer is disturbed by noise and trained on a bootstrap
-sample of the data. Where the members agree, their mean can be trusted; their spread is the uncertainty.
+A network is trained once. Each member is a clone of it: noise disturbs its last layer, and a bootstrap sample of the
+data trains it. Where the members agree, their mean can be trusted; their spread is the uncertainty.
 
-Look at the uncertainty inside and outside of the range of the data, and at what the members take against deep copies:
-they share all but the last layer.
+Look at the uncertainty inside and outside of the range of the data, and at the memory of the members against deep
+copies: they share all but the last layer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A frozen reference policy for preference training (DPO): a clone, not a second model.
 
-Preference training compares the policy that learns with a frozen copy of what it was. As a clone, the reference takes
-only what the policy changes: here the last block and the head are trained, and the rest exists once.
-Trainers of the trl library take such a clone as ``ref_model=torchcow.clone(model)``.
+Preference training compares the policy that learns with a frozen copy of its beginning. As a clone, the reference
+takes memory only for the tensors that the policy changes: here the last block and the head are trained, and the rest
+exists once. Trainers of the trl library take such a clone as ``ref_model=torchcow.clone(model)``.
 
 Look at the margin, by how much more than the reference the policy prefers the chosen answers; and at the tensors that
 differ in the end: those that were trained, and no others.

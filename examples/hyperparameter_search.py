@@ -1,10 +1,10 @@
 """Hyperparameter search: every trial is a clone of one prototype, with other hyperparameters.
 
-A trained encoder gets a new head for a new task, and learning rate and dropout have to be found. Model and optimizer
-are snapshot together, so that each clone has an optimizer that drives its own model. Hyperparameters are set by dotted
-path, and a path that does not exist is refused before anything is made.
+A trained encoder gets a new head for a new task, and the search looks for a learning rate and a dropout. Model and
+optimizer are in one prototype, so that each clone has an optimizer that drives its own model. Hyperparameters are set
+by dotted path, and a path that does not exist is refused before a clone is made.
 
-Look at the table: the trials hold the encoder in common, and only the heads and the optimizer's moments are private.
+Look at the table: the trials share the encoder, and only the heads and the optimizer's moments are private.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def main(
 
     best = min(losses, key=losses.__getitem__)
     kept = trials[best]
-    trials.clear()  # the others give back what was private to them
-    print(f"\nKept: learning rate {best[0]:g}, dropout {best[1]:g}. Of it, this is not the prototype's:")
+    trials.clear()  # the other trials free their private memory
+    print(f"\nKept: learning rate {best[0]:g}, dropout {best[1]:g}. It differs from the prototype in:")
     print(torchcow.diff(prototype, kept))
     return {"losses": losses, "best": best, "kept": kept, "prototype": prototype, "memory": memory}
 

@@ -1,11 +1,11 @@
 """A subclassed Keras model that makes its layers in ``call``: cloned whole, where Keras itself gives up.
 
-Such a model has no layers before it is called, and nothing that could be written into a config.
-``keras.models.clone_model`` fails with it, or would give fresh weights. A clone of a prototype has the layers, the
-weights, the optimizer with its moments, and the losses; it is trained on as if it were the source.
+Before its first call such a model has no layers, and nothing to write into a config. ``keras.models.clone_model``
+fails with it, or would give fresh weights. A clone of a prototype has the layers, the weights, the optimizer with its
+moments, and the losses. Its training continues as that of the source would.
 
-Look at the losses: the clone goes on where the source stopped, exactly as the source would have. The source keeps every
-bit, and all share the encoder, which is not trained.
+Look at the losses: the clone continues where the source stopped, exactly as the source would have. The source keeps
+every bit, and all models share the encoder, which is not trained.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Population-based training: the worst become clones of the best, with other hyperparameters.
 
-Each member trains on its own for a while. Then the worst give up and *exploit* the best, whose model and optimizer they
-clone, and *explore*: their learning rate is multiplied by a factor. Hyperparameters are found while training.
+Each member trains on its own for a while. Then the worst members *exploit* the best: each becomes a clone of its model
+and optimizer. And they *explore*: a factor multiplies their learning rate. So training itself finds hyperparameters.
 
-Look at the learning rates and losses of the generations: the good ones take over within few of them. A clone of the
-best costs nothing until it trains, and then what it trains; the frozen encoder exists once for the whole population.
+Look at the learning rates and losses of the generations: the good ones take over within a few of them. A clone of the
+best costs nothing until it trains, and then only the tensors that it trains; the frozen encoder exists once.
 """
 
 from __future__ import annotations

