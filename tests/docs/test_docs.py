@@ -1,7 +1,8 @@
 """The documents are true as far as that can be run: Sphinx accepts them, links lead somewhere, Python blocks work.
 
 Catches: a cross reference or an anchor that is broken, an example that no longer does what it says, a target, command,
-option, file or reason that does not exist, and a public name or reason that no page has.
+option, file, folder or reason that does not exist, a public name or reason that no page has, a word that the glossary
+defines twice or that was retired, and sizes in DESIGN.md that are no longer those of the code.
 """
 
 from __future__ import annotations
@@ -112,6 +113,65 @@ def test_each_public_name_is_in_the_reference() -> None:
         re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     )
     assert set(torchcow.__all__) <= named
+
+
+GLOSSARY = DOCS / "glossary.md"
+#: Words that the glossary has replaced, and pronouns that hide which thread, operator or caller acts.
+RETIRED = r"\b(?:leavers?|keepers?|somebody|anybody|nobody|whoever)\b"
+
+
+def test_the_glossary_defines_each_word_once() -> None:
+    words = re.findall(r"^\| ([^|]+?) \| [^|]+ \| [^|]*\|$", GLOSSARY.read_text(), re.MULTILINE)
+    words = [word for cell in words for word in cell.split(", ") if cell != "word"]
+    assert {"block", "sharer", "materialize", "steal", "copy", "skip", "former sharer", "placeholder sharer"} <= {
+        *words
+    }
+    assert [word for word in words if words.count(word) > 1] == []
+
+
+@pytest.mark.parametrize("name", ["DESIGN.md", "CONTRIBUTING.md"])
+def test_words_are_defined_in_the_glossary_only(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert "](docs/glossary.md)" in text
+    assert "| word | meaning |" not in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_prose_names_who_acts(page: Path) -> None:
+    tables = r"^## (?:Invariants|Deliberate breaks)\n.*?(?=^## |\Z)"  # sentences that the code quotes
+    prose = re.sub(tables, "", without_blocks(page.read_text()), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r'"[^"\n]*"|`[^`\n]*`', "", prose)
+    assert re.findall(RETIRED, text, re.IGNORECASE) == []
+
+
+def test_design_knows_the_layers_and_their_sizes() -> None:
+    text = (ROOT / "DESIGN.md").read_text()
+    layers = {
+        folder: float(size) for folder, size in re.findall(r"^((?:csrc|python)/\w+) +(\d+\.\d) ", text, re.MULTILINE)
+    }
+    folders = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.is_dir()} | {"python/torchcow"}
+    assert set(layers) == folders
+    for folder, stated in layers.items():
+        files = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".py")]
+        lines = sum(path.read_text().count("\n") for path in files) / 1000
+        assert abs(lines - stated) < 0.2 + 0.2 * lines, f"{folder} has {lines:.1f} thousand lines"
+
+
+def test_design_knows_the_folders_of_the_package() -> None:
+    section = (ROOT / "DESIGN.md").read_text().split("### The package\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)/` \|", section, re.MULTILINE))
+    assert named == {path.parent.name for path in (ROOT / "python" / "torchcow").glob("*/__init__.py")}
+
+
+def test_design_knows_the_mutexes() -> None:
+    """Each file that declares a mutex is in the table of locks."""
+    section = (ROOT / "DESIGN.md").read_text().split("\n## Locks\n")[1].split("\n## ")[0]
+    files = [path for suffix in ("h", "cpp") for path in (ROOT / "csrc").rglob(f"*.{suffix}")]
+    owners = [path for path in files if re.search(r"^ +(?:static )?std::mutex \w+;", path.read_text(), re.MULTILINE)]
+    assert len(owners) >= 6
+    rows = section.count("\n| ") - 1
+    assert rows == len(owners), [path.name for path in owners]
+    assert [path.stem for path in owners if path.stem not in section and "StreamOrder" not in path.read_text()] == []
 
 
 def test_the_reasons_are_those_of_the_engine() -> None:
