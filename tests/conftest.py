@@ -1,4 +1,4 @@
-"""Markers, and the checks that follow every test: nothing leaks, the bytes add up, no shared block was written.
+"""The checks that follow every test: nothing leaks, the bytes add up, no shared block was written.
 
 Catches, after whatever test provoked it: a block or sharer that is never given back, memory that stays retired, any
 write that reached a shared block (the checksums of ``torchcow.testing.verify``), and a thread that is left behind,
@@ -18,17 +18,8 @@ import torchcow
 import torchcow.testing
 from support import oracle
 
-MARKERS = {
-    "sharing": "asserts that memory is really shared, or how a write was paid for (a plain deep copy would fail it)",
-    "tiny": "leaves the size below which tensors are copied at once as it is; everywhere else it is switched off",
-    "slow": "takes more than a few seconds",
-    "threads": "leaves threads behind, and so runs in a process of its own",
-}
-
 
 def pytest_configure(config):
-    for name, meaning in MARKERS.items():
-        config.addinivalue_line("markers", f"{name}: {meaning}")
     torch.set_num_threads(1)
     # A progress bar would leave a thread behind, and with other threads about no write is skipped.
     with contextlib.suppress(ImportError):

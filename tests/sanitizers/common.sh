@@ -1,4 +1,4 @@
-# What run_asan.sh and run_tsan.sh share; sourced in the root of the repository.
+# What run_asan.sh, run_tsan.sh and run_coverage.sh share; sourced in the root of the repository.
 
 python="${PYTHON:-.venv/bin/python}"
 python="$(cd "$(dirname "$python")" && pwd)/$(basename "$python")"
@@ -17,16 +17,16 @@ runtime() {
   realpath "$path"
 }
 
-# configure FOLDER SANITIZERS: builds the tests, and a package whose extension is instrumented
+# configure FOLDER SANITIZERS [FLAGS]: builds the tests, and a package whose extension is instrumented
 configure() {
-  local folder="$1" sanitizers="$2" tests=OFF
+  local folder="$1" sanitizers="$2" flags="${3:--O1}" tests=OFF
   have_gtest && tests=ON
   mkdir -p "$folder/package"
   rm -rf "$folder/package/torchcow"
   cp -r python/torchcow "$folder/package/torchcow"
   rm -f "$folder"/package/torchcow/*.so
   # Debug assertions of torch's headers stay in: no NDEBUG.
-  cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1" -DTORCHCOW_SANITIZE="$sanitizers" \
+  cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags" -DTORCHCOW_SANITIZE="$sanitizers" \
     -DTORCHCOW_TESTS="$tests" -DPython_EXECUTABLE="$python" -DTORCHCOW_OUTPUT_DIR="$PWD/$folder/package/torchcow" \
     >"$folder/configure.log" 2>&1 || { cat "$folder/configure.log"; exit 1; }
   cmake --build "$folder" ${JOBS:+-j "$JOBS"}
