@@ -1,8 +1,8 @@
 """What people use today instead of ``torchcow.clone``, each as a function that makes one more variant of a model.
 
-Before one is timed it must agree with ``copy.deepcopy`` (``agree``): the state bit by bit, and the output. One that
-claims that its variant is isolated from the source is written to, all of it, and the source must not notice; one that
-claims nothing is written to as well, and the source must notice, so that the label in the tables is true.
+Before a method is timed, its variant must agree with that of ``copy.deepcopy`` (``agree``): the state bit by bit, and
+the output. Then all of the variant is written. If the method claims isolation, the source must not change; if it claims
+none, the source must change, so that the label in the tables is true.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Make = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Baseline:
-    """``prepare`` takes a case, and a model that nobody else uses; what it returns is timed."""
+    """``prepare`` takes a case, and a model to which only it refers; the function that it returns is timed."""
 
     prepare: Callable[[Case, nn.Module], Make]
     isolated: bool = True
@@ -164,7 +164,7 @@ def state(variant: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def agree(name: str, baseline: Baseline, case: Case, model: nn.Module, make: Make) -> None:
-    """Raise AssertionError if what ``make`` makes is no deep copy, or more or less isolated than is claimed."""
+    """Raise AssertionError if ``make`` makes no deep copy, or one more or less isolated than claimed."""
     wanted = copy.deepcopy(model)
     variant = make()
     assert_equal(state(wanted), state(variant), f"{name}, {case.name}")

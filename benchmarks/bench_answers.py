@@ -1,7 +1,7 @@
-"""What do the answers cost: memory, diff, explain and reshare of many variants?
+"""What do reports cost: memory, diff, explain and reshare of many variants?
 
 Prediction: all of them walk over the modules in Python, 3 us per tensor; `memory` of 50 variants of GPT-2 stays below
-100 ms. `diff` of what is shared reads no bytes; `reshare` reads each tensor that may be equal to another one twice.
+100 ms. `diff` of shared tensors reads no bytes; `reshare` reads each tensor that may be equal to another one twice.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def test_fifty_variants_of_gpt2(tiny, compare, report):
 
 
 def test_reshare_after_a_rollback(tiny, compare):
-    """A variant was written and set back: 124 M parameters are compared and joined. `copy` is what reading and writing
-    all of them once takes."""
+    """A variant was written and set back: 124 M parameters are compared and joined. `copy` is the time to read and
+    write all of them once."""
     model, _ = models.gpt2(tiny)
 
     def rolled_back():

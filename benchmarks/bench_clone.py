@@ -1,4 +1,4 @@
-"""How long does a clone take, against everything that people use instead?
+"""How long does a clone take, against other methods?
 
 Prediction: a module is 17 Python objects (its dict and the tables in it), at 50 to 80 ns each: about 1 us. A
 tensor is a Python object, a TensorImpl, a StorageImpl and a sharer: below 0.5 us. Nothing depends on bytes. An object
@@ -35,7 +35,7 @@ def test_models(name, form, compare, record):
     if form == "quick" and name in zoo.LARGE:
         pytest.skip("measured by the full form")
     case = zoo.CASES[name](form == "tiny")
-    # Lazy clones of torch refuse memory that is shared by us, and pickling un-shares: each has a model of its own.
+    # torch's lazy clones refuse memory that torchcow shares, and pickling un-shares: each has a model of its own.
     plain = copy.deepcopy(case.model)
     candidates = {}
     for title, baseline in baselines.available().items():
@@ -114,7 +114,7 @@ def test_objects_without_tensors(name, tiny, compare):
 
 
 def test_where_the_time_goes(tiny, compare, report):
-    """Modules without tensors, tensors without modules, and the allocations that no copy of a module can do without."""
+    """Modules without tensors, tensors without modules, and the allocations that each copy of a module needs."""
     many = 10 if tiny else 1000
     relus = [nn.ReLU() for _ in range(many)]
     tensors = [nn.Parameter(torch.zeros(1024)) for _ in range(many)]

@@ -1,4 +1,4 @@
-"""The same questions on a CUDA device: clones, first writes, streams, capacity, and who corrupts what.
+"""The same questions on a CUDA device: clones, first writes, streams, capacity, and isolation.
 
 ``make gpu`` runs this among other things. Alone: ``python benchmarks/bench_cuda.py [--out FILE] [--seconds N]``. With
 ``--device cpu --tiny`` it is a rehearsal, which says nothing about a GPU.
@@ -45,7 +45,7 @@ def rows(times: Times, **labels: Any) -> Rows:
 
 
 def optimizers(device: Device) -> Rows:
-    """Who trains a clone with default settings and finds the source changed? The oracle is a deep copy."""
+    """Does training a clone with default settings change the source? The oracle is a deep copy."""
     every: dict[str, dict[str, Any]] = {"SGD": {"lr": 0.1, "momentum": 0.9}, "Rprop": {"lr": 0.01}}
     for name in ("Adam", "AdamW", "Adagrad", "NAdam", "RAdam", "Adamax", "Adadelta", "ASGD", "RMSprop"):
         every[name] = {"lr": 0.01}
@@ -83,7 +83,7 @@ def moved(case: zoo.Case, device: Device) -> zoo.Case:
 
 
 def clones(device: Device) -> Rows:
-    """A clone against what people use instead, until the device is done."""
+    """A clone against other methods, until the device is done."""
     for name in ("gpt2", "resnet", "perceptron"):
         try:
             case = moved(zoo.CASES[name](device.tiny), device)
@@ -114,7 +114,7 @@ def sharing(device: Device) -> Rows:
 
 
 def first_writes(device: Device) -> Rows:
-    """First writes (copy, steal, skip) to one tensor, beside what torch does for the same bytes."""
+    """First writes (copy, steal, skip) to one tensor, beside torch's own operators for the same bytes."""
     for mib in (1,) if device.tiny else (1, 16, 64, 256, 1024):
         base = torch.ones((mib * MIB) // (64 if device.tiny else 4), device=device.name)
         target = torch.empty_like(base)
@@ -203,7 +203,7 @@ def streams(device: Device) -> Rows:
 
 
 def training(device: Device) -> Rows:
-    """Clone a GPT, train its last parts for so many steps, drop: the whole use, until the device is done."""
+    """Clone a GPT, train its last parts for so many steps, drop it: all of that, until the device is done."""
     from bench_first_write import use
 
     torch.manual_seed(0)
@@ -280,7 +280,7 @@ PARTS: dict[str, Callable[[Device], Rows]] = {
 
 
 def measure(device: Device, seconds: float, store: Callable[[dict[str, Any]], None]) -> dict[str, list[record.Row]]:
-    """Run the parts; what fails, or has no time left, is told among the rows and costs no other part its own."""
+    """Run the parts. A part that fails, or has no time left, has an error among its rows; the others still run."""
     begin = time.monotonic()
     tables: dict[str, list[record.Row]] = {}
     for name, part in PARTS.items():

@@ -30,15 +30,15 @@ LARGE = ("512 MiB", "2 GiB")
 
 
 def touch(tensor):
-    """A write to one element: what is measured is the way to memory of one's own."""
+    """A write to one element: the time is that of getting private memory."""
     return tensor[:1].zero_()
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_one_tensor(size, form, compare):
-    """Each candidate ends with bytes that it may write. ``copy into warm memory`` is what memcpy alone takes.
+    """Each candidate ends with bytes that it may write. ``copy into warm memory`` is the time of memcpy alone.
 
-    The candidates that say 'kept' find pages which another clone has given back, as when clones come and go.
+    The candidates that say 'kept' find pages that another clone has freed, as when clones come and go.
     """
     if form == "quick" and size in LARGE:
         pytest.skip("measured by the full form")
@@ -160,7 +160,7 @@ def use(copier, model, inputs, fraction, steps):
 
 @pytest.mark.parametrize("steps", [0, 1, 10])
 def test_break_even(steps, form, compare):
-    """A GPT of 59 MB, of whose 16 parts the last ones are trained (0 steps: written once, and not trained)."""
+    """A GPT of 59 MB in 16 parts, of which the last ones are trained (0 steps: written once, and not trained)."""
     if form == "tiny":
         steps = min(steps, 2)
     torch.manual_seed(0)

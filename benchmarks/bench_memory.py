@@ -1,7 +1,7 @@
-"""How much memory do N variants take of which each has written a fraction f of the weights?
+"""How much memory do N variants take, if a fraction f of the weights is written in each?
 
-Prediction: S (1 + N f), where S is the size of the model; deep copies take S (1 + N). What the process really takes is
-that and the Python objects of each variant, some 2 KB per module. Tensors below 1 KB are copied at once.
+Prediction: S (1 + N f), where S is the size of the model; deep copies take S (1 + N). The process takes that, and
+the Python objects of each variant, some 2 KB per module. Tensors below 1 KB are copied eagerly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def one_norm(model: models.GPT) -> Iterable[nn.Parameter]:
 
 
 def merged(model: models.GPT) -> Iterable[nn.Parameter]:
-    """What a LoRA adapter on the attention of a third of the layers changes when it is merged."""
+    """The weights that change when a LoRA adapter on the attention of a third of the layers is merged."""
     return [block.attention.weight for block in model.blocks[::3]]
 
 
@@ -84,7 +84,7 @@ def test_variants(name, part, form, report, record):
     size = torchcow.memory(model).unique
     written = sum(parameter.nbytes for parameter in PARTS[part](model))
     room = form.choose(1e9, 2.5e9, 0.45 * machine.memory())
-    torchcow.clone(model)  # what is allocated once
+    torchcow.clone(model)  # allocates what all clones have in common
     for count in form.choose((1, 3), (1, 10, 50), (1, 10, 50, 200)):
         row = {"model": name, "written": part, "variants": count, "fraction": written / size}
         row |= {"size": size, "predicted": size + count * written, "deep copies": size * (1 + count)}

@@ -1,7 +1,7 @@
 """What does ``Prototype.clone()`` cost over ``torchcow.clone()``, and what do changes and components add?
 
 Prediction: a clone of a prototype without components is one Python call and a few attributes more: 0.1 us, which shows
-on nothing but a single layer. A component that is shared is one call more. A change is looked up and checked in the
+only for a single layer. A component that is shared is one call more. A change is looked up and checked in the
 snapshot and looked up again in the clone: some 10 us.
 """
 

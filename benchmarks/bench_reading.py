@@ -1,8 +1,8 @@
 """Is reading free?
 
-Prediction: yes. Operators that only read have no kernel of ours, and a shared tensor is a plain tensor whose storage
-has another deleter. Operators that write pass one kernel more: 0 to 30 ns for those that loops over small tensors call
-most, a quarter of a microsecond for the others.
+Prediction: yes. Operators that only read have no kernel of torchcow, and a shared tensor is a plain tensor whose
+storage has another deleter. Operators that write pass one more kernel: 0 to 30 ns for those that loops over small
+tensors call most, a quarter of a microsecond for the others.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def step(model, inputs, optimizer):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_training_step(name, tiny, compare):
-    """A step of AdamW. The first one of a clone makes the copies; those after it write memory that is its own."""
+    """A step of AdamW. A clone's first step makes the copies; the later ones write private memory."""
     model, inputs = models.MODELS[name](tiny)
     plain, clone = copy.deepcopy(model), torchcow.clone(model)
 
@@ -132,7 +132,7 @@ def test_reading_a_small_tensor(name, tiny, compare):
 
 
 def test_operators_with_and_without_torchcow(form, report, record):
-    """What the barrier costs those who share nothing: two processes in turn, one of which has imported torchcow."""
+    """The cost of the barrier where nothing is shared: two processes in turn, one of which has imported torchcow."""
     script = Path(operators.__file__)
     times = {}
     rounds = form.choose(1, 3, 9)

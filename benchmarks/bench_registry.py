@@ -1,4 +1,4 @@
-"""What do versions on disk take, and what does it cost to add, find and open them?
+"""How large are versions on disk, and how long does it take to add, find and open them?
 
 Prediction: 100 versions of SmolLM2-135M that change one layer each take the base and the changed layers, within a
 percent; a registry is opened in milliseconds, because no tensor is read.

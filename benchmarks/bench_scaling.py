@@ -2,7 +2,7 @@
 
 Prediction: the cost per unit is flat. A clone looks at each object once, whatever is alive beside it; a block knows the
 number of its sharers and no list of them. Clones in threads take turns, as all Python does; the copies of their first
-writes do not. What bends is the memory system: what no longer fits into the caches of the processor is slower.
+writes do not. Curves bend where objects no longer fit into the caches of the processor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure(compare):
 
 @pytest.fixture
 def count(request, form):
-    """How many; what only larger forms measure is skipped."""
+    """How many; numbers that only larger forms measure are skipped."""
     if request.param > form.choose(100, 10_000, 1_000_000):
         pytest.skip("measured by a larger form")
     return request.param
@@ -61,7 +61,7 @@ def test_layers(count, measure):
 
 @sizes(10, 100, 1000, 10_000)
 def test_nesting(count, measure):
-    """Each level is a module within a module; ``copy.deepcopy`` gives up at a few hundred."""
+    """Each level is a module within a module; ``copy.deepcopy`` fails at a few hundred."""
     model = nn.Linear(32, 32)
     for _ in range(count):
         model = nn.Sequential(model)
@@ -106,7 +106,7 @@ def test_bytes(count, measure):
 
 @sizes(1, 10, 100, 1000)
 def test_live_clones(count, form, measure):
-    """One clone more, and one first write more, of a model of 100 layers with so many clones alive."""
+    """One more clone, and one more first write, of a model of 100 layers that has so many clones."""
     model, _ = models.perceptron(tiny=form == "tiny")
     parameters = len(list(model.parameters()))
     alive = [torchcow.clone(model) for _ in range(count)]
@@ -181,7 +181,7 @@ def test_threads(name, form, report, record):
 
 
 def test_memory_of_a_clone(form, report, record):
-    """What an untouched clone of GPT-2 keeps: the Python objects of 90 modules."""
+    """Memory of a clone of GPT-2 that was not written: the Python objects of 90 modules."""
     model, _ = models.gpt2(form == "tiny")
     count = form.choose(5, 100, 300)
     clones = [torchcow.clone(model) for _ in range(count)]  # these fill the holes that are in the heap

@@ -3,7 +3,7 @@
 One round of pytest-benchmark runs every candidate once (A B C, A B C, ...), so that a machine whose speed drifts
 slows all of them. ``--tiny`` runs each benchmark once on small models: a test that it works. ``--quick`` (which is the
 default) and ``--full`` differ in rounds, and some models and sizes are measured by the full form only. ``--record``
-stores what was measured in ``benchmarks/results``.
+stores the results in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def tiny(form) -> bool:
 
 @pytest.fixture(autouse=True)
 def seeded():
-    # What was imported so far is a large heap; frozen, it costs the collection before each turn nothing.
+    # The imports so far are a large heap; frozen, it costs the collection before each turn nothing.
     gc.collect()
     gc.freeze()
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def compare(benchmark, form, record) -> Callable[..., Times]:
 
 @pytest.fixture
 def report(benchmark, record, request):
-    """Store figures that are no timings."""
+    """Store figures that are not timings."""
 
     def store(**figures: float) -> None:
         if benchmark.stats is None:

@@ -93,7 +93,7 @@ def interleaved(candidates: Candidates, timer: Timer, seconds: float, most: int)
     """Times of candidates in rounds of A B C, A B C, ...; setups are not timed, and a first round is thrown away.
 
     The rounds end after so many seconds, or with round number ``most``; there are at least three unless ``most`` is
-    less. What is slow ends the rounds early for all, so that each ratio is formed within a round.
+    less. A slow candidate ends the rounds early for all, so that each ratio is formed within a round.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     begin = time.monotonic()

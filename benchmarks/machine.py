@@ -1,4 +1,4 @@
-"""Where and with what something was measured. A machine is told by what it can do, not by its name."""
+"""Where and with what something was measured. A machine is described by its hardware, not by its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What changes here does not change what was measured.
+#: A change of these files does not change what was measured.
 NOT_CODE = ("benchmarks/results", "docs", "README.md")
 PACKAGES = ("torch", "torchcow", "copium", "transformers", "numpy")
 
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, object]:
-    """The first CUDA device; what it is called is its model."""
+    """The first CUDA device; its name is that of its model."""
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def document(form: str, tables: dict[str, list[Row]], **more: Any) -> dict[str, Any]:
-    """What is stored: where, when and with what it was measured, and the rows of each table."""
+    """The document that is stored: where, when and with what it was measured, and the rows of each table."""
     return {
         "commit": machine.commit(),
         "changed": machine.changed(),
@@ -43,7 +43,7 @@ def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def rounded(value: Any) -> Any:
-    """Floats with five digits: none of them is known better."""
+    """Floats with five digits: no measurement is more precise."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Write what the stored results say into README.md, docs/benchmarks.md and docs/charts.
+"""Render the stored results into README.md, docs/benchmarks.md and docs/charts.
 
 python benchmarks/render.py            write
-python benchmarks/render.py --check    fail if something is not what the results say
-python benchmarks/render.py --gpu F    take the benchmarks out of what tests/cuda/run_on_gpu.sh wrote, and write
+python benchmarks/render.py --check    fail if a page differs from the results
+python benchmarks/render.py --gpu F    store the benchmarks in F, which tests/cuda/run_on_gpu.sh wrote; then write
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def headline(results: charts.Results) -> str:
 
 
 def texts(root: Path, results: charts.Results) -> dict[Path, str]:
-    """What the files with words in them must be."""
+    """What README and the page of benchmarks must contain."""
     readme = root / "README.md"
     old = readme.read_text()
     if not HEADLINE.search(old):
@@ -97,7 +97,7 @@ def plots(root: Path, results: charts.Results) -> dict[Path, tuple[str, charts.L
 
 
 def differences(root: Path, results: charts.Results) -> list[str]:
-    """What is not as the results say, one line each."""
+    """Where a file differs from the results, one line each."""
     found = []
     for path, text in texts(root, results).items():
         old = path.read_text().splitlines() if path.exists() else []

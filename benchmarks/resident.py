@@ -1,4 +1,4 @@
-"""What the system says that this process takes."""
+"""The memory of this process, as the system counts it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torchcow
 
 
 def resident() -> int:
-    """Bytes of memory that this process has, without what is only kept for later (and given back first)."""
+    """Resident bytes of this process, without the memory that torchcow and the allocator keep for later."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -1,4 +1,4 @@
-"""What was measured of candidates that took turns: medians with quartiles, and ratios formed within a round."""
+"""Times of candidates that took turns: medians with quartiles, and ratios formed within a round."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Times:
         return spread(self.seconds[name]) | {"first": statistics.median(self.first[name])}
 
     def ratio(self, one: str, other: str) -> dict[str, float]:
-        """``one`` over ``other``, round by round: what slows a whole round cancels out."""
+        """``one`` over ``other``, round by round: a slow round cancels out."""
         return spread([a / b for a, b in zip(self.seconds[one], self.seconds[other], strict=True)])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the quartiles that the middle half of the values lies between."""
+    """The median, and the quartiles, which enclose the middle half of the values."""
     if len(values) == 1:
         return dict.fromkeys(("lower", "median", "upper"), values[0])
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
