@@ -84,12 +84,10 @@ def accounting(request, small_tensors_are_shared):
 @pytest.fixture(params=["memory", "folder"])
 def registry(request, tmp_path):
     """One in memory, and one in a folder; nothing of it outlives the test."""
-    made = torchcow.Registry(None if request.param == "memory" else tmp_path / "registry")
-    yield made
-    made._prototypes.clear()
-    made.close()
-    if made._library is not None:
-        vars(made._library.shelf).clear()
+    registry = torchcow.Registry(None if request.param == "memory" else tmp_path / "registry")
+    yield registry
+    registry.close()
+    vars(registry).clear()  # pytest keeps what a fixture yields
 
 
 @pytest.hookimpl(hookwrapper=True)

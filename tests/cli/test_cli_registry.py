@@ -17,7 +17,7 @@ pytest.importorskip("typer")
 
 import torchcow
 from torchcow.cli import main
-from torchcow.registry.store import OpenFiles
+from torchcow.registry.files import OpenFiles
 
 
 @pytest.fixture

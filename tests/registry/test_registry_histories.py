@@ -122,7 +122,7 @@ def test_any_history(where, steps):
         if where == "folder" and expected.parents:
             again = opened()
             again.prune()
-            with again._database.read() as db:
+            with again.backend.database.read() as db:
                 known = {name for (name,) in db.execute("SELECT path FROM file")}
                 orphans = db.execute(
                     "SELECT count(*) FROM tensor WHERE fingerprint NOT IN "

@@ -127,8 +127,8 @@ def test_a_version_is_read_once_for_all_threads(tmp_path, monkeypatch):
     Registry(tmp_path).add("m", Twin(1))
     registry = Registry(tmp_path, structures={"m": lambda: Twin(0)})
     got = []
-    real = registry._library._look_up
-    monkeypatch.setattr(registry._library, "_look_up", lambda identity: (real(identity), time.sleep(0.05))[0])
+    real = registry.backend.stored_version
+    monkeypatch.setattr(registry.backend, "stored_version", lambda version_id: (real(version_id), time.sleep(0.05))[0])
     together(*[lambda: got.append(registry.get("m"))] * 8)
     assert len({id(prototype) for prototype in got}) == 1
 
@@ -170,28 +170,28 @@ def test_counts_of_a_split_add_up(registry):
     assert min(split.counts.values()) > 50
 
 
-def test_a_version_is_on_the_shelf_before_others_can_ask_for_it(tmp_path, monkeypatch):
+def test_a_version_is_in_the_cache_before_others_can_ask_for_it(tmp_path, monkeypatch):
     registry = Registry(tmp_path)
-    shelf, connection = registry._library.shelf, registry._database._connection("write")
+    cache, connection = registry.backend.cache, registry.backend.database._connection("write")
     before_the_commit = []
     for name in ("put", "keep"):
-        real = getattr(shelf, name)
+        real = getattr(cache, name)
         monkeypatch.setattr(
-            shelf, name, lambda *args, real=real: (before_the_commit.append(connection.in_transaction), real(*args))
+            cache, name, lambda *args, real=real: (before_the_commit.append(connection.in_transaction), real(*args))
         )
     registry.add("m", Twin(1))
     assert before_the_commit == [True, True]
 
 
-def test_a_version_that_was_not_added_is_on_no_shelf(tmp_path, monkeypatch):
+def test_a_version_that_was_not_added_is_not_in_the_cache(tmp_path, monkeypatch):
     registry = Registry(tmp_path)
 
     def fail(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(registry._library.shelf, "keep", fail)
+        patch.setattr(registry.backend.cache, "keep", fail)
         registry.add("m", Twin(1))
-    assert registry._library.shelf.get(1) is None
+    assert registry.backend.cache.get(1) is None
     registry.add("m", Twin(2))
     assert registry.get("m@1")._snapshot()[0][0] == 2

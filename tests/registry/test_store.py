@@ -234,19 +234,19 @@ def test_prune_writes_a_file_anew_that_others_need_in_part(tmp_path):
 def test_a_reader_whose_file_was_written_anew_asks_again(tmp_path, monkeypatch):
     filled(tmp_path, 3)
     registry = open_registry(tmp_path)
-    real = registry._library._look_up
-    asked = []
+    real = registry.backend.stored_version
+    looked_up = []
 
-    def look_up(identity):
-        found = real(identity)
-        if not asked:
+    def stored_version(version_id):
+        stored = real(version_id)
+        if not looked_up:
             open_registry(tmp_path).prune(squash=True)
-        asked.append(identity)
-        return found
+        looked_up.append(version_id)
+        return stored
 
-    monkeypatch.setattr(registry._library, "_look_up", look_up)
+    monkeypatch.setattr(registry.backend, "stored_version", stored_version)
     assert_is(registry.get("m"), 3)
-    assert len(asked) == 2
+    assert len(looked_up) == 2
 
 
 def test_files_are_durable_before_the_database_knows_them(tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_files_are_durable_before_the_database_knows_them(tmp_path, monkeypatch)
         monkeypatch.setattr(
             os, name, lambda *args, name=name, real=real, **options: (calls.append(name), real(*args, **options))[1]
         )
-    registry._database._connection("write").set_trace_callback(calls.append)
+    registry.backend.database._connection("write").set_trace_callback(calls.append)
     registry.add("m", model(2))
     order = [call for call in calls if call in ("fsync", "replace", "unlink", "COMMIT") or call.startswith("BEGIN")]
     assert order == ["BEGIN IMMEDIATE", "fsync", "replace", "fsync", "COMMIT"]
@@ -310,7 +310,7 @@ def test_only_get_reads_tensors(tmp_path, monkeypatch):
     def read(*_):
         raise AssertionError("a file with tensors was opened")
 
-    monkeypatch.setattr("torchcow.registry.store.TensorFile", read)
+    monkeypatch.setattr("torchcow.registry.files.TensorFile", read)
     registry = open_registry(tmp_path)
     registry.versions()
     registry.lineage("m")

@@ -44,7 +44,7 @@ def clean(path):
     registry = open_registry(path)
     number = len(registry.versions()) and registry.versions()[-1].number
     registry.add("m", model(number + 1))
-    with registry._database.read() as db:
+    with registry.backend.database.read() as db:
         known = {name for (name,) in db.execute("SELECT path FROM file")}
     registry.close()
     assert {file.name for file in (path / "tensors").iterdir()} == known

@@ -91,7 +91,7 @@ def test_readers_survive_a_prune(tmp_path):
     registry.prune(3, squash=True)
     for version in registry.versions("m"):
         assert_is(registry.get(version), version.metadata["number"])
-    with registry._database.read() as db:
+    with registry.backend.database.read() as db:
         known = {name for (name,) in db.execute("SELECT path FROM file")}
     assert {path.name for path in (tmp_path / "tensors").iterdir()} == known
 
@@ -119,13 +119,13 @@ torch.set_num_threads(1)
 registry = open_registry(sys.argv[1])
 registry.add("m", model(1))
 registry.versions()
-before = dict(registry._database._connections)
+before = dict(registry.backend.database._connections)
 assert set(before) == {"read", "write"}
 child = os.fork()
 if child == 0:
     assert_is(registry.get("m@1"), 1)
     registry.add("m", model(2))
-    assert all(registry._database._connections[purpose] is not before[purpose] for purpose in before)
+    assert all(registry.backend.database._connections[purpose] is not before[purpose] for purpose in before)
     registry.close()
     os._exit(0)
 for number in range(5):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named prototypes with versions, tags and lineage, in memory or in a folder that several processes share."""
 
 from torchcow.registry.proxy import Proxy

@@ -1,21 +1,21 @@
-"""``Proxy``: is called like the model that a tag points to, whatever that is at the moment."""
+# SPDX-License-Identifier: Apache-2.0
+"""``Proxy``: is called like the model that a tag points to at that moment."""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from torchcow.registry.version import Reference
-
-if TYPE_CHECKING:
-    from torchcow.registry.registry import Registry
+from torchcow.snapshots.prototype import Prototype
 
 #: The version that is served, and the one before it, for a rollback.
-_KEPT = 2
+_KEPT_CLONES = 2
 
 
 class Proxy:
-    """Calls go to a clone of the version where a tag is; each call looks once, and ends with the version it began with.
+    """Calls a clone of the version that a tag points to. Each call looks once, and ends with the version it began with.
 
     The proxy makes one copy-on-write clone of each version that it serves, at the first call, and keeps the two latest.
     Attributes are read from that clone, so what a call or a method changes (running statistics, ``eval()``) stays in
@@ -30,8 +30,8 @@ class Proxy:
         (torch.Size([5, 1]), 1)
     """
 
-    def __init__(self, registry: Registry, target: Reference):
-        self.__dict__.update(_registry=registry, _target=target, _lock=threading.Lock(), _clones={})
+    def __init__(self, target: Reference, find: Callable[[Reference], int], load: Callable[[int], Prototype]):
+        self.__dict__.update(_target=target, _find=find, _load=load, _lock=threading.Lock(), _clones={})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
@@ -44,7 +44,7 @@ class Proxy:
         return model(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        # Protocols of Python are the proxy's own affair; asking a model for them would copy or pickle it unseen.
+        # The proxy itself takes part in Python's protocols. Passed on, these would copy or pickle the model unseen.
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
         return getattr(self._model(), name)
@@ -66,13 +66,13 @@ class Proxy:
 
     def _model(self) -> Any:
         clones: dict[int, Any] = self._clones
-        identity = self._registry._identity(self._target)
-        found = clones.get(identity)
-        if found is None:
+        version_id = self._find(self._target)
+        model = clones.get(version_id)
+        if model is None:
             with self._lock:
-                if identity not in clones:
-                    clones[identity] = self._registry._prototype(identity).clone()
-                found = clones[identity]
-                for old in list(clones)[:-_KEPT]:
-                    del clones[old]
-        return found
+                if version_id not in clones:
+                    clones[version_id] = self._load(version_id).clone()
+                model = clones[version_id]
+                for old_id in list(clones)[:-_KEPT_CLONES]:
+                    del clones[old_id]
+        return model

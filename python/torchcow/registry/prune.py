@@ -1,32 +1,30 @@
-"""``prune``: which versions stay and why, and what the removal of the others gives back."""
+# SPDX-License-Identifier: Apache-2.0
+"""``prune``: decides which versions stay and why, and has a backend remove the others."""
 
 from __future__ import annotations
 
 import contextlib
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torchcow
 from torchcow.errors import RegistryError
-from torchcow.registry import catalog
+from torchcow.registry import queries
+from torchcow.registry.backend import Backend
 from torchcow.registry.version import Reference, Version
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
-
-    from torchcow.registry.registry import Registry
 
 
 @dataclass(frozen=True)
 class PruneReport:
     """What :meth:`torchcow.Registry.prune` did.
 
-    ``bytes`` is what was given back: disk space of a registry in a folder, else memory that only removed versions had.
-    ``kept`` says of each version that stayed why: ``"latest"``, ``"tag production"``, ``"rollback of production"``,
-    ``"keep"``, ``"parent of name@4"``, ``"proxy"``. ``alive`` names removed versions whose prototype somebody in this
-    process still holds, so that their memory stays. ``complaints`` tells of damaged files that were left as they are.
+    ``bytes`` is what was given back: disk space of a registry in a folder, otherwise memory that only removed versions
+    had. ``kept`` says why each other version stayed: ``"latest"``, ``"tag production"``, ``"rollback of production"``,
+    ``"keep"``, ``"parent of name@4"``, ``"proxy"``. ``alive`` names removed versions whose prototype this process still
+    refers to, so that their memory stays. ``complaints`` describes damaged files, which were left as they are.
     """
 
     removed: tuple[Version, ...]
@@ -36,101 +34,82 @@ class PruneReport:
     complaints: tuple[str, ...]
 
 
-def plan(registry: Registry, keep: int, name: str | None, squash: bool) -> PruneReport:
-    """Say what :func:`prune` would remove; its bytes are not known before."""
-    with registry._database.read() as db:
-        removed, kept = _sorted_out(registry, db, keep, name, squash)
+@dataclass(frozen=True)
+class Rules:
+    """What :meth:`torchcow.Registry.prune` was asked for. ``served`` has the targets of proxies."""
+
+    keep: int
+    name: str | None
+    squash: bool
+    served: Iterable[Reference]
+
+
+def plan(backend: Backend, rules: Rules) -> PruneReport:
+    """Say what :func:`prune` would remove. The bytes are not known before."""
+    with backend.database.read() as db:
+        removed, kept = _partition(db, rules)
     return PruneReport(tuple(removed.values()), 0, kept, (), ())
 
 
-def prune(registry: Registry, keep: int, name: str | None, squash: bool) -> PruneReport:
-    """Carry out :meth:`torchcow.Registry.prune`."""
-    library = registry._library
-    before = torchcow.memory(*registry._prototypes.values()).unique
-    freed = 0
-    gone: list[str] = []
-    complaints: list[str] = []
-    with registry._database.write() as db:
-        removed, kept = _sorted_out(registry, db, keep, name, squash)
-        if library is not None:
-            freed = library.store.remove_leftovers(db)
-        paths = _files(db)
-        for identity in reversed(removed):
-            catalog.drop(db, identity)
-        if library is not None:
-            gone, complaints = library.store.compact(db)
-        freed += sum(paths.values()) - sum(_files(db).values())
-    references = []
-    for identity, version in removed.items():
-        prototype = registry._prototypes.pop(identity, None) if library is None else library.shelf.get(identity)
-        if library is not None:
-            library.shelf.forget(identity)
-        if prototype is not None:
-            references.append((str(version), weakref.ref(prototype)))
-        del prototype
-    if library is not None:
-        for path in gone:
-            library.store.remove(path)
-        library.store.sync()
-    else:
-        freed = before - torchcow.memory(*registry._prototypes.values()).unique
+def prune(backend: Backend, rules: Rules) -> PruneReport:
+    """Remove the versions that nothing needs."""
+    removed: dict[int, Version] = {}
+    kept: dict[str, tuple[str, ...]] = {}
+
+    def select(db: Connection) -> list[int]:
+        nonlocal removed, kept
+        removed, kept = _partition(db, rules)
+        return list(removed)
+
+    removal = backend.remove(select)
     return PruneReport(
         removed=tuple(removed.values()),
-        bytes=freed,
+        bytes=removal.bytes,
         kept=kept,
-        alive=tuple(title for title, reference in references if reference() is not None),
-        complaints=tuple(complaints),
+        alive=tuple(str(removed[version_id]) for version_id in removal.referenced),
+        complaints=removal.complaints,
     )
 
 
-def _sorted_out(
-    registry: Registry, db: Connection, keep: int, name: str | None, squash: bool
-) -> tuple[dict[int, Version], dict[str, tuple[str, ...]]]:
-    """The versions that go, by identity, and why each other one stays."""
-    if keep < 0:
-        raise RegistryError(f"keep: expected a number of versions, got {keep}")
-    every = catalog.versions(db)
-    if name is not None:
-        catalog.find(db, Reference(name))
-    reasons = _reasons(registry, db, every, keep, name, squash)
-    removed = {identity: version for identity, version in every.items() if identity not in reasons}
-    return removed, {str(every[identity]): tuple(why) for identity, why in sorted(reasons.items())}
+def _partition(db: Connection, rules: Rules) -> tuple[dict[int, Version], dict[str, tuple[str, ...]]]:
+    """Return the versions to remove by id, and the reasons for which each other version stays."""
+    if rules.keep < 0:
+        raise RegistryError(f"keep: expected a number of versions, got {rules.keep}")
+    versions = queries.versions(db)
+    if rules.name is not None:
+        queries.find(db, Reference(rules.name))
+    reasons = _reasons(db, versions, rules)
+    removed = {version_id: version for version_id, version in versions.items() if version_id not in reasons}
+    return removed, {str(versions[version_id]): tuple(texts) for version_id, texts in sorted(reasons.items())}
 
 
-def _files(db: Connection) -> dict[str, int]:
-    return dict(db.execute("SELECT path, bytes FROM file"))
-
-
-def _reasons(
-    registry: Registry, db: Connection, every: Mapping[int, Version], keep: int, name: str | None, squash: bool
-) -> dict[int, list[str]]:
-    """Why versions stay, by identity; the others are not in it."""
-    at = {(version.name, version.number): identity for identity, version in every.items()}
-    titles = {str(version): identity for identity, version in every.items()}
+def _reasons(db: Connection, versions: Mapping[int, Version], rules: Rules) -> dict[int, list[str]]:
+    """Return why versions stay, by id. A version that may go is not a key."""
+    ids = {str(version): version_id for version_id, version in versions.items()}
     reasons: dict[int, list[str]] = {}
 
-    def stays(identity: int, why: str) -> None:
-        if why not in reasons.setdefault(identity, []):
-            reasons[identity].append(why)
+    def stays(version_id: int, reason: str) -> None:
+        if reason not in reasons.setdefault(version_id, []):
+            reasons[version_id].append(reason)
 
-    for of in {version.name for version in every.values()}:
-        numbers = sorted((version.number for version in every.values() if version.name == of), reverse=True)
-        stays(at[of, numbers[0]], "latest")
-        for number in numbers[:keep]:
-            stays(at[of, number], "keep")
-        if name is not None and of != name:
+    for name in {version.name for version in versions.values()}:
+        numbers = sorted((version.number for version in versions.values() if version.name == name), reverse=True)
+        stays(ids[f"{name}@{numbers[0]}"], "latest")
+        for number in numbers[: rules.keep]:
+            stays(ids[f"{name}@{number}"], "keep")
+        if rules.name is not None and name != rules.name:
             for number in numbers:
-                stays(at[of, number], "another name")
-        for tag, number in sorted(catalog.tags(db, of).items()):
-            stays(at[of, number], f"tag {tag}")
-            if (back := catalog.before(db, of, tag)) is not None:
-                stays(at[of, back], f"rollback of {tag}")
-    for proxy in list(registry._proxies):
-        with contextlib.suppress(RegistryError):  # its tag was taken away
-            stays(catalog.find(db, proxy._target), "proxy")
-    if not squash:
-        for identity in sorted(every, reverse=True):  # children come after their parents
-            above = every[identity].parent
-            if identity in reasons and above is not None:
-                stays(titles[above], f"parent of {every[identity]}")
+                stays(ids[f"{name}@{number}"], "another name")
+        for tag, number in sorted(queries.tags(db, name).items()):
+            stays(ids[f"{name}@{number}"], f"tag {tag}")
+            if (previous := queries.previous(db, name, tag)) is not None:
+                stays(ids[f"{name}@{previous}"], f"rollback of {tag}")
+    for target in rules.served:
+        with contextlib.suppress(RegistryError):  # its tag was removed
+            stays(queries.find(db, target), "proxy")
+    if not rules.squash:
+        for version_id in sorted(versions, reverse=True):  # children come after their parents
+            parent = versions[version_id].parent
+            if version_id in reasons and parent is not None:
+                stays(ids[parent], f"parent of {versions[version_id]}")
     return reasons

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``Registry``: named prototypes with versions, tags and lineage."""
 
 from __future__ import annotations
@@ -10,42 +11,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcow.errors import RegistryError
-from torchcow.registry import catalog
-from torchcow.registry.database import Database
-from torchcow.registry.library import Library
+from torchcow.registry import queries
+from torchcow.registry.backend import Backend, Structure
+from torchcow.registry.folder_backend import FolderBackend
+from torchcow.registry.memory_backend import MemoryBackend
 from torchcow.registry.proxy import Proxy
-from torchcow.registry.prune import PruneReport, plan, prune
-from torchcow.registry.shelf import Structure
+from torchcow.registry.prune import PruneReport, Rules, plan, prune
 from torchcow.registry.split import Split
-from torchcow.registry.version import Promotion, Reference, Version, check_word, reference
+from torchcow.registry.version import Promotion, Reference, Version, check_word
 from torchcow.report.diff import Diff, diff
 from torchcow.snapshots.prototype import Prototype
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
-DATABASE = "registry.sqlite"
-
 
 class Registry:
     """Named prototypes with versions, tags and lineage, in memory or in a folder.
 
-    A version is asked for as ``"name"`` (the latest), ``"name@3"`` or ``"name:production"`` (where that tag is). Tags
-    belong to a name. Everything may be called from many threads, and in a folder from many processes: a promotion
-    happens at one moment for all of them.
+    A version is selected by ``"name"`` (the latest), ``"name@3"`` or ``"name:production"`` (the version that this tag
+    points to). Tags belong to a name. Every method may be called from many threads, and for a folder from many
+    processes. A promotion happens at one moment for all of them.
 
-    In a folder, each version writes one safetensors file with the tensors that are not stored yet, and all else goes
-    into an SQLite database, without pickle. A process that dies leaves the last good state. A version that was added in
-    another process needs a structure, an object of the same build, when it is opened
+    In a folder, each version writes one safetensors file with the tensors that are not stored yet. Everything else goes
+    into an SQLite database, without pickle. A process that dies leaves the last good state. To load a version that
+    another process added, the registry needs a structure, an object of the same build
     (see :mod:`torchcow.persist.state`). The folder has to be on a local file system.
 
     Args:
-        path: a folder, made if there is none; ``None`` keeps everything in memory.
+        path: a folder, which is made if it does not exist; ``None`` keeps everything in memory.
         structures: by name, a module (or other object) of the build of the versions, or a function that makes one.
-        create: whether to make the folder if there is none.
+        create: whether to make a folder that does not exist.
 
     Raises:
-        RegistryError: something else is there, or nothing and ``create`` is false.
+        RegistryError: the path is not a registry, or there is none and ``create`` is false.
 
     Example:
         >>> import torch, torchcow
@@ -71,34 +70,18 @@ class Registry:
         create: bool = True,
     ):
         self._path = None if path is None else Path(path)
-        self._proxies: weakref.WeakSet[Proxy] = weakref.WeakSet()
-        self._prototypes: dict[int, Prototype] = {}
+        #: Where the prototypes are. The command line describes stored versions by way of it.
+        self.backend: Backend = MemoryBackend() if self._path is None else FolderBackend(self._path, structures, create)
+        self._database = self.backend.database
         self._lock = threading.Lock()
-        if self._path is None:
-            self._database = Database(None)
-            self._library = None
-            return
-        tensors = self._path / "tensors"
-        database = self._path / DATABASE
-        if not database.exists():
-            if not create:
-                raise RegistryError(f"{self._path}: there is no registry here ({DATABASE} is missing)")
-            if any(tensors.glob("*.safetensors")):
-                raise RegistryError(
-                    f"{self._path}: files with tensors are here, but {DATABASE} is missing; restore it from a backup. "
-                    "Nothing was changed"
-                )
-            self._path.mkdir(parents=True, exist_ok=True)
-        self._database = Database(database)
-        self._library = Library(self._database, tensors, structures)
+        self._targets: weakref.WeakKeyDictionary[Proxy, Reference] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Registry({'' if self._path is None else str(self._path)!r})"
 
     def close(self) -> None:
-        """Close the files of a registry in a folder; the next call opens them again."""
-        if self._path is not None:
-            self._database.close()
+        """Close the files of a registry in a folder. The next call opens them again."""
+        self.backend.close()
 
     def add(
         self,
@@ -111,220 +94,203 @@ class Registry:
     ) -> Version:
         """Add a version: a snapshot of ``obj`` with the next number of ``name``.
 
-        In a folder, what a given prototype does at each clone (``each``, ``rebuild``) is not written; its snapshot is.
+        Of a prototype, a folder gets the snapshot. What the prototype does at each clone (``each``, ``rebuild``) is not
+        written.
 
         Args:
-            name: of printable characters, without ``@`` and ``:``.
-            obj: a :class:`Prototype`, or anything that one can be made of.
+            name: printable characters, without ``@`` and ``:``.
+            obj: a :class:`Prototype`, or any object that one can be made of.
             parent: the version that ``obj`` was made from, for :meth:`lineage`.
             tags: tags that point to the new version from now on.
-            metadata: plain data; added to those of a prototype.
+            metadata: plain data; added to the metadata of a prototype.
 
         Raises:
-            RegistryError: a bad name or tag, no such parent, or metadata that are no plain data.
-            StateError: in a folder, something that cannot be written without pickle; nothing was added.
+            RegistryError: the name or a tag is not allowed, the parent does not exist, or the metadata are not plain
+                data.
+            StateError: a folder cannot hold a part of ``obj`` without pickle; nothing was added.
         """
         check_word(name, "name")
         tags = [check_word(tag, "tag") for tag in ([tags] if isinstance(tags, str) else tags)]
         prototype = obj if isinstance(obj, Prototype) else Prototype(obj, name=name, metadata=metadata)
-        text = catalog.encode_metadata({**prototype.metadata, **(metadata or {})})
-        above = None if parent is None else reference(parent)
-        if self._library is not None:
-            return self._library.add(name, prototype, above, tags, text)
-        with self._database.write() as db:
-            found = None if above is None else catalog.find(db, above)
-            identity = catalog.insert(db, name, found, text, None, None)
-            number = catalog.version(db, identity).number
-            for tag in tags:
-                catalog.point(db, name, tag, number)
-            self._prototypes[identity] = prototype
-            return catalog.version(db, identity)
+        text = queries.encode_metadata({**prototype.metadata, **(metadata or {})})
+        return self.backend.add(name, prototype, None if parent is None else Reference.of(parent), tags, text)
 
     def get(self, version: str | Version, *, structure: Structure | None = None) -> Prototype:
         """Return the prototype of a version.
 
-        In a folder its tensors are read and checked, unless it is in memory; tensors that another version in memory has
-        as well share its memory. The prototype is kept in
-        memory only as long as you hold it, but for the latest that was added in this process.
+        A folder reads and checks the tensors of a version that is not in memory. Tensors that another version in memory
+        has as well share its memory. The prototype stays in memory while you refer to it; the latest that was added in
+        this process always stays.
 
         Args:
             version: ``"name"``, ``"name@3"``, ``"name:tag"`` or a :class:`Version`.
-            structure: see the class; only for a version that was not added in this process.
+            structure: an object of the same build, or a function that makes one; only for a version that was not added
+                in this process.
 
         Raises:
-            RegistryError: no such version, no structure, or a file that is damaged or missing; the message names the
-                version, the tensor and the file. Other versions are not affected.
+            RegistryError: there is no such version or no structure, or a file is damaged or missing; the message names
+                the version, the tensor and the file. Other versions are not affected.
             StateError: the structure does not fit; the message lists all differences.
         """
-        return self._prototype(self._identity(reference(version)), structure)
+        return self.backend.prototype(self._find(Reference.of(version)), structure)
 
-    def _identity(self, wanted: Reference) -> int:
+    def _find(self, reference: Reference) -> int:
         with self._database.read() as db:
-            return catalog.find(db, wanted)
-
-    def _prototype(self, identity: int, structure: Structure | None = None) -> Prototype:
-        if self._library is not None:
-            return self._library.get(identity, structure)
-        try:
-            return self._prototypes[identity]
-        except KeyError:
-            raise RegistryError("the version was removed meanwhile") from None
+            return queries.find(db, reference)
 
     def version(self, version: str | Version) -> Version:
-        """Return what is known about a version; nothing is read but the database."""
+        """Return the facts about a version. Only the database is read."""
         with self._database.read() as db:
-            return catalog.version(db, catalog.find(db, reference(version)))
+            return queries.version(db, queries.find(db, Reference.of(version)))
 
     def names(self) -> list[str]:
         """Return all names."""
         with self._database.read() as db:
-            return catalog.names(db)
+            return queries.names(db)
 
     def versions(self, name: str | None = None) -> list[Version]:
         """Return the versions of a name, or all of them, oldest first."""
         with self._database.read() as db:
             if name is not None:
-                catalog.find(db, Reference(name))
-            return list(catalog.versions(db, name).values())
+                queries.find(db, Reference(name))
+            return list(queries.versions(db, name).values())
 
     def tags(self, name: str) -> dict[str, Version]:
-        """Return where the tags of a name are."""
+        """Return the version that each tag of a name points to."""
         with self._database.read() as db:
-            catalog.find(db, Reference(name))
-            found = catalog.tags(db, name)
-            return {tag: catalog.version(db, catalog.find(db, Reference(name, found[tag]))) for tag in sorted(found)}
+            queries.find(db, Reference(name))
+            numbers = queries.tags(db, name)
+            ids = {tag: queries.find(db, Reference(name, numbers[tag])) for tag in sorted(numbers)}
+            return {tag: queries.version(db, version_id) for tag, version_id in ids.items()}
 
     def history(self, tag: str) -> list[Promotion]:
-        """Return all that happened to a tag (``"production"`` or ``"name:production"``), oldest first."""
+        """Return every move of a tag (``"production"`` or ``"name:production"``), oldest first."""
         with self._database.read() as db:
-            return catalog.history(db, *self._tag(db, tag))
+            return queries.history(db, *_resolve_tag(db, tag))
 
     def tag(self, version: str | Version, tag: str) -> Version:
         """Give a version a new tag.
 
         Raises:
-            RegistryError: the tag is at another version already, which :meth:`promote` would move.
+            RegistryError: the tag points to another version already; :meth:`promote` moves it.
         """
         return self._point(version, tag, new=True)
 
     def promote(self, version: str | Version, tag: str) -> Version:
-        """Move a tag to a version, or make it; the tag's history is kept for :meth:`rollback`."""
+        """Move a tag to a version, or make the tag. The tag's history is kept for :meth:`rollback`."""
         return self._point(version, tag, new=False)
 
     def _point(self, version: str | Version, tag: str, new: bool) -> Version:
         check_word(tag, "tag")
         with self._database.write() as db:
-            identity = catalog.find(db, reference(version))
-            found = catalog.version(db, identity)
-            at = catalog.tags(db, found.name).get(tag)
-            if new and at not in (None, found.number):
-                raise RegistryError(f"the tag '{found.name}:{tag}' is at {found.name}@{at}; promote() moves it")
-            catalog.point(db, found.name, tag, found.number)
-            return catalog.version(db, identity)
+            version_id = queries.find(db, Reference.of(version))
+            target = queries.version(db, version_id, tagged=False)
+            number = queries.current(db, target.name, tag)
+            if new and number not in (None, target.number):
+                raise RegistryError(f"the tag '{target.name}:{tag}' is at {target.name}@{number}; promote() moves it")
+            queries.point(db, target.name, tag, target.number)
+            return queries.version(db, version_id)
 
     def rollback(self, tag: str) -> Version:
-        """Move a tag back to the version it was moved from, and return that one.
+        """Move a tag back to the version that it pointed to before, and return that version.
 
         Args:
-            tag: ``"name:production"``, or ``"production"`` if one name only has this tag.
+            tag: ``"name:production"``, or ``"production"`` if only one name has this tag.
 
         Raises:
-            RegistryError: no such tag, several names have it, or there is no earlier version; nothing was changed.
+            RegistryError: there is no such tag, several names have it, or there is no earlier version; nothing was
+                changed.
         """
         with self._database.write() as db:
-            name, word = self._tag(db, tag)
-            catalog.rollback(db, name, word)
-            return catalog.version(db, catalog.find(db, Reference(name, tag=word)))
+            name, word = _resolve_tag(db, tag)
+            queries.rollback(db, name, word)
+            return queries.version(db, queries.find(db, Reference(name, tag=word)))
 
     def untag(self, tag: str) -> None:
-        """Take a tag away (``"production"`` or ``"name:production"``); its version stays."""
+        """Remove a tag (``"production"`` or ``"name:production"``). Its version stays."""
         with self._database.write() as db:
-            catalog.untag(db, *self._tag(db, tag))
-
-    def _tag(self, db: Connection, text: str) -> tuple[str, str]:
-        wanted = reference(text)
-        if wanted.number is not None:
-            raise RegistryError(f"expected 'tag' or 'name:tag', got {text!r}")
-        if wanted.tag is None:
-            return catalog.name_with(db, wanted.name), wanted.name
-        catalog.find(db, Reference(wanted.name))
-        return wanted.name, wanted.tag
+            queries.untag(db, *_resolve_tag(db, tag))
 
     def lineage(self, version: str | Version) -> list[Version]:
         """Return a version, its parent, and so on to the root."""
         with self._database.read() as db:
-            found = [catalog.version(db, catalog.find(db, reference(version)))]
-            while (above := found[-1].parent) is not None:
-                found.append(catalog.version(db, catalog.find(db, reference(above))))
-            return found
+            versions = [queries.version(db, queries.find(db, Reference.of(version)))]
+            while (parent := versions[-1].parent) is not None:
+                versions.append(queries.version(db, queries.find(db, Reference.of(parent))))
+            return versions
 
     def diff(self, a: str | Version, b: str | Version) -> Diff:
         """Return :func:`torchcow.diff` of two versions."""
         return diff(self.get(a), self.get(b))
 
     def fingerprints(self, version: str | Version) -> dict[str, str]:
-        """Return the fingerprints of a version's tensors by dotted name, from the database alone (in a folder).
+        """Return the fingerprints of a version's tensors by dotted name. Only the database of the folder is read.
 
         Raises:
-            RegistryError: no such version, or a registry in memory.
+            RegistryError: there is no such version, or the registry is in memory.
         """
-        if self._library is None:
-            raise RegistryError(
-                "a registry in memory keeps no fingerprints; use torchcow.persist.fingerprint.fingerprint"
-            )
-        return self._library.fingerprints(self._identity(reference(version)))
+        return self.backend.fingerprints(self._find(Reference.of(version)))
 
     def prune(
         self, keep: int = 0, *, name: str | None = None, squash: bool = False, dry_run: bool = False
     ) -> PruneReport:
         """Remove the versions that nothing needs, and give back their memory or disk space.
 
-        A version stays while a tag is at it, or would be after one rollback; while it is the latest of its name, or
-        among the ``keep`` latest; while a version that stays was made from it; or while a proxy serves it.
+        A version stays if a tag points to it or would after one rollback, if it is the latest of its name or among the
+        ``keep`` latest, if a version that stays was made from it, or if a proxy serves it.
 
         Args:
             keep: how many of the latest versions of each name stay in any case.
-            name: look at this name only.
-            squash: also remove versions of which only children are left; the children become those of their parent.
+            name: remove versions of this name only.
+            squash: also remove versions that only stay for their children; the children become children of the parent.
             dry_run: remove nothing, and only report what would be removed.
 
         Returns:
             What was removed, how many bytes that gave back, and why each other version stayed.
         """
-        return (plan if dry_run else prune)(self, keep, name, squash)
+        with self._lock:
+            served = list(self._targets.values())
+        return (plan if dry_run else prune)(self.backend, Rules(keep, name, squash, served))
 
     def proxy(self, target: str) -> Proxy:
-        """Return an object that is called like the model where a tag is, from the next call after each promotion on.
+        """Return an object that is called like the model that a tag points to; each call follows the latest promotion.
 
         Args:
-            target: ``"production"`` (if one name only has this tag), ``"name:production"``, or a fixed ``"name@3"``.
+            target: ``"production"`` (if only one name has this tag), ``"name:production"``, or a fixed ``"name@3"``.
 
         Raises:
-            RegistryError: there is none, or several names have the tag.
+            RegistryError: there is no such target, or several names have the tag.
         """
         with self._database.read() as db:
-            wanted = reference(target)
-            if wanted.number is None:
-                wanted = (
-                    Reference(wanted.name, tag=wanted.tag) if wanted.tag else Reference(*self._split_tag(db, target))
-                )
-            catalog.find(db, wanted)
-        made = Proxy(self, wanted)
-        self._proxies.add(made)
-        return made
-
-    def _split_tag(self, db: Connection, text: str) -> tuple[str, None, str]:
-        name, tag = self._tag(db, text)
-        return name, None, tag
+            reference = Reference.of(target)
+            if reference.number is None and reference.tag is None:
+                name, tag = _resolve_tag(db, target)
+                reference = Reference(name, tag=tag)
+            queries.find(db, reference)
+        proxy = Proxy(reference, self._find, lambda version_id: self.backend.prototype(version_id, None))
+        with self._lock:
+            self._targets[proxy] = reference
+        return proxy
 
     def split(self, weights: Mapping[str, float], *, seed: int | None = None) -> Split:
         """Return an object that is called like the model, and passes each call to one of several versions.
 
         Args:
-            weights: by target, as for :meth:`proxy`: positive and finite; the sum does not matter.
-            seed: of the choice, at random or by key.
+            weights: by target (as for :meth:`proxy`), positive and finite; their sum does not matter.
+            seed: makes the choice repeatable, and another choice for another seed.
 
         Raises:
-            RegistryError: no such target, no target at all, or a weight that is not positive and finite.
+            RegistryError: a target does not exist, there is no target, or a weight is not positive and finite.
         """
         return Split({target: self.proxy(target) for target in weights}, weights, seed)
+
+
+def _resolve_tag(db: Connection, text: str) -> tuple[str, str]:
+    """Return the name and the tag of ``"tag"`` or ``"name:tag"``."""
+    reference = Reference.of(text)
+    if reference.number is not None:
+        raise RegistryError(f"expected 'tag' or 'name:tag', got {text!r}")
+    if reference.tag is None:
+        return queries.name_with(db, reference.name), reference.name
+    queries.find(db, Reference(reference.name))
+    return reference.name, reference.tag

@@ -1,4 +1,5 @@
-"""``Split``: passes calls to one of several versions, by key or at random, and counts them."""
+# SPDX-License-Identifier: Apache-2.0
+"""``Split``: passes each call to one of several versions, by key or at random, and counts the calls."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from torchcow.registry.proxy import Proxy
 
 
 class Split:
-    """An A/B trial: is called like the model; ``split(x, key=user)`` gives one user always the same side.
+    """An A/B trial that is called like the model; ``split(x, key=user)`` gives each user always the same version.
 
-    With a key, the choice depends on key, seed, targets and weights only, in any process and at any time; a changed
-    weight moves as few keys as possible. The keys ``1`` and ``"1"`` are one. Without a key, the choice is random, and
-    repeatable with a seed. Made by :meth:`torchcow.Registry.split`.
+    With a key, the choice depends only on key, seed, targets and weights, in any process and at any time. A changed
+    weight moves as few keys as possible. The keys ``1`` and ``"1"`` are the same key. Without a key, the choice is
+    random, and repeatable with a seed. Made by :meth:`torchcow.Registry.split`.
 
     Example:
         >>> import torch, torchcow
@@ -54,7 +55,7 @@ class Split:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many calls each target got."""
+        """The number of calls of each target."""
         with self._lock:
             return dict(self._counts)
 
@@ -62,7 +63,7 @@ class Split:
         """Return the target of a call, without calling.
 
         Raises:
-            RegistryError: a key that is no text and no whole number.
+            RegistryError: the key is neither a text nor a whole number.
         """
         if key is None:
             with self._lock:
@@ -72,7 +73,7 @@ class Split:
         return min(self._weights, key=lambda target: (self._distance(target, str(key)), target))
 
     def _distance(self, target: str, key: str) -> float:
-        """Exponentially distributed with rate ``weight``, so the least one falls to each target by its weight."""
+        """Exponentially distributed with rate ``weight``: each target has the least distance in proportion to it."""
         text = "\0".join(("" if self._seed is None else str(self._seed), target, key))
         number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
         return -math.log((number + 0.5) / 2**64) / self._weights[target]

@@ -1,6 +1,6 @@
 """``python -m torchcow registry``: look at a durable registry, and move its tags, without the code of the models.
 
-``look`` has the commands that only read, ``move`` those that change something; ``content`` reads what is stored.
+``look`` has the commands that only read, ``move`` those that change something; ``opening`` has what they share.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchcow.cli.output import Json, console, document, table
-from torchcow.cli.registry.opening import Folder, VersionText, date, describe, opened
+from torchcow.cli.registry.opening import Folder, VersionText, date, describe, opened, stored
 from torchcow.report.table import size
 
 
@@ -82,13 +82,11 @@ def log(
 
 def show(version: VersionText, path: Folder = None, json: Json = False) -> None:
     """Show what is known about a version, and its tensors."""
-    from torchcow.registry.content import Content
-
     with opened(path) as registry:
         found = registry.version(version)
         lineage = [str(one) for one in registry.lineage(str(found))]
-        content = Content(registry, str(found))
-        above = Content(registry, found.parent).tensors if found.parent else {}
+        content = stored(registry, str(found))
+        above = stored(registry, found.parent).tensors if found.parent else {}
     tensors = content.tensors
     known = {tensor.fingerprint for tensor in above.values()}
     sizes = {tensor.fingerprint: tensor.bytes for tensor in tensors.values()}
@@ -133,14 +131,18 @@ def diff(
 
     Fingerprints are compared first; only tensors that differ are read, for the size of the difference.
     """
-    from torchcow.registry.content import Content, compare, compare_parts, part_change
+    from torchcow.registry.stored_version import compare, compare_parts, part_change
 
     with opened(path) as registry:
-        one, other = Content(registry, first), Content(registry, second)
+        one, other = stored(registry, first), stored(registry, second)
         tensors, parts = compare(one, other), compare_parts(one, other)
     counts = Counter(tensor.status for tensor in tensors.values())
     if json:
-        told = {"first": one.version, "second": other.version, "identical": not (set(counts) - {"equal"} or parts)}
+        told = {
+            "first": str(one.version),
+            "second": str(other.version),
+            "identical": not (set(counts) - {"equal"} or parts),
+        }
         document({**told, "tensors": {name: asdict(found) for name, found in tensors.items()}, "other parts": parts})
         return
     cells = [

@@ -15,6 +15,7 @@ from torchcow.cli.output import Mistake
 if TYPE_CHECKING:
     from torchcow import Registry
     from torchcow.registry import Version
+    from torchcow.registry.stored_version import StoredVersion
 
 Folder = Annotated[
     Path | None, typer.Option("--path", envvar="TORCHCOW_REGISTRY", metavar="FOLDER", help="Where the registry is.")
@@ -39,6 +40,18 @@ def opened(path: Path | None) -> Iterator[Registry]:
     except StateError as error:
         # An error that has a cause comes from the database or from a file: nothing that the user could say otherwise.
         raise Mistake("registry", str(error), code=1 if error.__cause__ else 2) from error
+
+
+def stored(registry: Registry, version: str) -> StoredVersion:
+    """A version of a registry in a folder, as the database has it."""
+    from torchcow.registry import queries
+    from torchcow.registry.folder_backend import FolderBackend
+    from torchcow.registry.version import Reference
+
+    assert isinstance(registry.backend, FolderBackend)
+    with registry.backend.database.read() as db:
+        version_id = queries.find(db, Reference.of(version))
+    return registry.backend.stored_version(version_id)
 
 
 def describe(version: Version) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The tensors and manifests of a durable registry: what a version is made of, and in which files its tensors lie.
+# SPDX-License-Identifier: Apache-2.0
+"""``Files``: the tensors and manifests of a registry in a folder.
 
-Each version writes one file with the tensors whose fingerprints are not stored yet. The order makes a crash harmless
-at any point: the file is written, synchronized and renamed while its writer holds the write lock of the database, and
-only then the transaction commits. A file that the database does not know is therefore the leftover of a writer that
-died, or that is about to be removed after a commit; whoever has the write lock may remove it.
+A manifest has one line for each node of a version, and says in which file the tensor of that node is. Each version
+writes one file with the tensors whose fingerprints are not stored yet. The order makes a crash harmless at any point:
+the file is written, synchronized and renamed while its writer holds the write lock of the database, and only then the
+transaction commits. A file that the database does not name was therefore left by a writer that died, or is about to be
+removed after a commit. Code that holds the write lock may remove it.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ _MANIFEST = """
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One line of a manifest: a node as text and, of a tensor, its fingerprint and where it is: file, key in it."""
+class ManifestLine:
+    """A node as text. If the node has a tensor: its fingerprint, its file, and its key in that file."""
 
     node: str
     fingerprint: str | None
@@ -52,76 +54,84 @@ class Stored:
     key: str | None
 
 
-Manifest = dict[str, Stored]
+#: By dotted name.
+Manifest = dict[str, ManifestLine]
 
 
-class Store:
-    """The files of a registry. Methods with a connection belong into a transaction of the caller's."""
+class Files:
+    """The files of a registry. A method with a connection runs within a transaction that its caller began."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def manifest(self, db: Connection, identity: int, title: str) -> Manifest:
-        """Return what a version is made of.
+    def manifest(self, db: Connection, version_id: int, title: str) -> Manifest:
+        """Return the manifest of a version.
 
         Raises:
-            RegistryError: the version is gone, or its manifest is not what was written.
+            RegistryError: the version was removed, or its manifest is not the one that was written.
         """
-        row = db.execute("SELECT digest FROM version WHERE id = ?", (identity,)).fetchone()
+        row = db.execute("SELECT digest FROM version WHERE id = ?", (version_id,)).fetchone()
         if row is None:
             raise RegistryError(f"{title} was removed meanwhile")
-        found: Manifest = {}
-        for path, node, fingerprint, file, key in db.execute(_MANIFEST, (identity,)):
+        manifest: Manifest = {}
+        for path, node, fingerprint, file, key in db.execute(_MANIFEST, (version_id,)):
             if node is None:
-                found.pop(path, None)
+                manifest.pop(path, None)
             else:
-                found[path] = Stored(node, fingerprint, file, key)
-        if digest({path: (line.node, line.fingerprint) for path, line in found.items()}) != row[0]:
+                manifest[path] = ManifestLine(node, fingerprint, file, key)
+        if digest({path: _row(line) for path, line in manifest.items()}) != row[0]:
             raise RegistryError(f"{title}: what the database says about it is not what was written; it is damaged")
-        return found
+        return manifest
 
-    def add(self, db: Connection, identity: int, base: Manifest, state: State, prints: Mapping[str, str]) -> None:
-        """Write what a version has and its base has not."""
+    def add(
+        self, db: Connection, version_id: int, base: Manifest, state: State, fingerprints: Mapping[str, str]
+    ) -> None:
+        """Write the tensors that are not stored yet, and the lines in which the manifest differs from its base."""
         new: dict[str, str] = {}
         seen: set[str] = set()
-        for name, fingerprint in prints.items():
+        for name, fingerprint in fingerprints.items():
             if fingerprint not in seen and not self._is_stored(db, fingerprint):
                 new[name] = fingerprint
             seen.add(fingerprint)
         if new:
             self._write(db, {name: state.tensors[name] for name in new}, new)
-        lines = as_lines(state, prints)
+        rows = manifest_rows(state, fingerprints)
         changed: list[tuple[int, str, str | None, str | None]] = [
-            (identity, path, *line) for path, line in lines.items() if path not in base or _key(base[path]) != line
+            (version_id, path, *row) for path, row in rows.items() if path not in base or _row(base[path]) != row
         ]
-        changed += [(identity, path, None, None) for path in base if path not in lines]
+        changed += [(version_id, path, None, None) for path in base if path not in rows]
         db.executemany("INSERT INTO entry (version, path, node, fingerprint) VALUES (?, ?, ?, ?)", changed)
 
     def _is_stored(self, db: Connection, fingerprint: str) -> bool:
         return db.execute("SELECT 1 FROM tensor WHERE fingerprint = ?", (fingerprint,)).fetchone() is not None
 
-    def _write(self, db: Connection, tensors: Mapping[str, torch.Tensor], prints: Mapping[str, str]) -> None:
+    def _write(self, db: Connection, tensors: Mapping[str, torch.Tensor], fingerprints: Mapping[str, str]) -> None:
         if not self.folder.is_dir():
             self.folder.mkdir(exist_ok=True)
             sync_folder(self.folder.parent)
         name = f"{uuid.uuid4().hex}.safetensors"
-        size = write(self.folder / name, KIND, tensors, prints, {})
+        size = write(self.folder / name, KIND, tensors, fingerprints, {})
         file = db.execute("INSERT INTO file (path, bytes) VALUES (?, ?)", (name, size)).lastrowid
         db.executemany(
             "INSERT INTO tensor (fingerprint, file, key) VALUES (?, ?, ?) "
             "ON CONFLICT (fingerprint) DO UPDATE SET file = excluded.file, key = excluded.key",
-            [(prints[key], file, key) for key in tensors],
+            [(fingerprints[key], file, key) for key in tensors],
         )
 
     def remove_leftovers(self, db: Connection) -> int:
         """Remove the files of writers that died; return their bytes."""
         if not self.folder.is_dir():
             return 0
-        known = {path for (path,) in db.execute("SELECT path FROM file")}
-        return sum(self.remove(path.name) for path in self.folder.iterdir() if path.name not in known)
+        stored = {path for (path,) in db.execute("SELECT path FROM file")}
+        return sum(self.remove(path.name) for path in self.folder.iterdir() if path.name not in stored)
+
+    def bytes(self, db: Connection) -> int:
+        """Return the bytes of all files that the database names."""
+        (total,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM file").fetchone()
+        return int(total)
 
     def remove(self, name: str) -> int:
-        """Remove a file of ours; return its bytes."""
+        """Remove a file with a name that this class gives; return its bytes."""
         path = self.folder / name
         size = 0
         if _OURS.fullmatch(name):
@@ -131,10 +141,10 @@ class Store:
         return size
 
     def compact(self, db: Connection) -> tuple[list[str], list[str]]:
-        """Forget the tensors that no version needs, and write files that held some of them anew, without them.
+        """Forget the tensors that no version needs, and rewrite the files that had some of them.
 
         Returns:
-            The files to remove after the transaction, and complaints about files that were left as they are.
+            The files to remove after the transaction, and complaints about files that could not be rewritten.
         """
         needed = "SELECT fingerprint FROM entry WHERE fingerprint IS NOT NULL"
         touched = db.execute(
@@ -142,7 +152,7 @@ class Store:
             f"WHERE t.fingerprint NOT IN ({needed})"
         ).fetchall()
         db.execute(f"DELETE FROM tensor WHERE fingerprint NOT IN ({needed})")
-        gone, complaints = [], []
+        obsolete, complaints = [], []
         for file, path in touched:
             rows = db.execute("SELECT key, fingerprint FROM tensor WHERE file = ?", (file,)).fetchall()
             if rows:
@@ -154,8 +164,8 @@ class Store:
                     complaints.append(f"{path} was left as it is: {error}")
                     continue
             db.execute("DELETE FROM file WHERE id = ?", (file,))
-            gone.append(path)
-        return gone, complaints
+            obsolete.append(path)
+        return obsolete, complaints
 
     def sync(self) -> None:
         """Make removals durable."""
@@ -164,7 +174,7 @@ class Store:
 
 
 class OpenFiles(contextlib.ExitStack):
-    """The files that a version is read from; each is opened once."""
+    """The files of one version, open for reading. Each is opened at most once."""
 
     def __init__(self, folder: Path, title: str):
         super().__init__()
@@ -172,11 +182,11 @@ class OpenFiles(contextlib.ExitStack):
         self._title = title
         self._files: dict[str, TensorFile] = {}
 
-    def read(self, path: str, line: Stored) -> torch.Tensor:
+    def read(self, path: str, line: ManifestLine) -> torch.Tensor:
         """Return a tensor, checked.
 
         Raises:
-            FileNotFoundError: the file has gone, which a caller that asks the database again may survive.
+            FileNotFoundError: the file was removed. The database may name another one by now.
             RegistryError: the file, or the tensor in it, is damaged.
         """
         if line.file is None or line.key is None:
@@ -198,19 +208,19 @@ class OpenFiles(contextlib.ExitStack):
             ) from error
 
 
-def as_lines(state: State, prints: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
-    """Return a state as lines of a manifest: by path, the node as text and the fingerprint."""
-    return {path: (_text(node), prints.get(path)) for path, node in state.nodes.items()}
+def manifest_rows(state: State, fingerprints: Mapping[str, str]) -> dict[str, tuple[str, str | None]]:
+    """Return the manifest of a state as rows of the database: by path, the node as text and the fingerprint."""
+    return {path: (_text(node), fingerprints.get(path)) for path, node in state.nodes.items()}
 
 
-def digest(lines: Mapping[str, tuple[str, str | None]]) -> str:
+def digest(rows: Mapping[str, tuple[str, str | None]]) -> str:
     """Return the digest of a manifest."""
-    return hashlib.sha256(json.dumps(sorted(lines.items())).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(sorted(rows.items())).encode()).hexdigest()
 
 
 def _text(node: Node) -> str:
     return json.dumps(node, separators=(",", ":"), allow_nan=False)
 
 
-def _key(line: Stored) -> tuple[str, str | None]:
+def _row(line: ManifestLine) -> tuple[str, str | None]:
     return line.node, line.fingerprint
