@@ -91,8 +91,8 @@ def by_meta(copied: bool) -> Callable[[Case, nn.Module], Make]:
 
 
 def _copy(value: torch.Tensor) -> torch.Tensor:
-    made = value.detach().clone()
-    return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
+    copy_ = value.detach().clone()
+    return nn.Parameter(copy_, value.requires_grad) if isinstance(value, nn.Parameter) else copy_
 
 
 def by_functional_call(copied: bool) -> Callable[[Case, nn.Module], Make]:
@@ -165,18 +165,18 @@ def state(variant: Any) -> list[tuple[str, torch.Tensor]]:
 
 def agree(name: str, baseline: Baseline, case: Case, model: nn.Module, make: Make) -> None:
     """Raise AssertionError if ``make`` makes no deep copy, or one more or less isolated than claimed."""
-    wanted = copy.deepcopy(model)
+    expected = copy.deepcopy(model)
     variant = make()
-    assert_equal(state(wanted), state(variant), f"{name}, {case.name}")
-    assert torch.equal(case.output(wanted), case.output(variant)), f"{name}, {case.name}: other output"
+    assert_equal(state(expected), state(variant), f"{name}, {case.name}")
+    assert torch.equal(case.output(expected), case.output(variant)), f"{name}, {case.name}: other output"
     write(tensor for _, tensor in state(variant))
     if baseline.isolated:
-        assert_equal(state(wanted), state(model), f"{name}, {case.name}: a write reached the source")
+        assert_equal(state(expected), state(model), f"{name}, {case.name}: a write reached the source")
     else:
-        equal = [torch.equal(a, b) for (_, a), (_, b) in zip(state(wanted), state(model), strict=True)]
+        equal = [torch.equal(a, b) for (_, a), (_, b) in zip(state(expected), state(model), strict=True)]
         assert not any(equal), f"{name}, {case.name}: is more isolated than its label says"
         with torch.no_grad():
-            for (_, back), (_, tensor) in zip(state(wanted), state(model), strict=True):
+            for (_, back), (_, tensor) in zip(state(expected), state(model), strict=True):
                 tensor.copy_(back)
 
 

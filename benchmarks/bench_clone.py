@@ -100,11 +100,11 @@ def plain_objects(name, tiny):
 @pytest.mark.parametrize("name", ["configuration", "dataclasses", "slotted_dataclasses", "sets", "ordered_dicts"])
 def test_objects_without_tensors(name, tiny, compare):
     obj = plain_objects(name, tiny)
-    wanted = copy.deepcopy(obj)
+    expected = copy.deepcopy(obj)
     candidates = {"copy.deepcopy": copy.deepcopy, "torchcow.clone": torchcow.clone}
     if baselines.copium is not None:
         candidates["copium.deepcopy"] = baselines.copium.deepcopy
-    assert all(act(obj) == wanted for act in candidates.values())
+    assert all(act(obj) == expected for act in candidates.values())
     compare(
         seconds=4.0,
         turn=TURN,

@@ -262,14 +262,14 @@ def capacity(device: Device) -> Rows:
                     break
                 variants.append(variant)
             variant = None
-        taken = device.in_use() - start
+        used = device.in_use() - start
         for tensor in (model["embed"], model["head"], model[next(iter(names[0]), "norm")]):
             assert bool((tensor == 1).all()), f"{candidate}: a variant's edit has changed the model"
         if variants and names[0]:
             last = variants[-1][names[(len(variants) - 1) % len(names)][0]]
             assert bool((last == torch.full_like(last[:1, :1], 1).add_(len(variants))).all())
         row = {"candidate": candidate, "model_bytes": model_bytes, "edited_bytes": edited, "variants": len(variants)}
-        yield {**row, "full": full, "bytes": taken, "predicted": model_bytes + len(variants) * edited}
+        yield {**row, "full": full, "bytes": used, "predicted": model_bytes + len(variants) * edited}
         model, variants, tensor, last = {}, [], None, None
 
 
@@ -322,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
             record.write(options.out.stem, head | {"tables": tables}, options.out.parent)
 
     tables = measure(device, options.seconds, store)
-    return 1 if any("error" in row for found in tables.values() for row in found) else 0
+    return 1 if any("error" in row for rows_ in tables.values() for row in rows_) else 0
 
 
 if __name__ == "__main__":

@@ -168,10 +168,10 @@ def test_break_even(steps, form, compare):
     model = models.GPT(*size, context=64, tied=False)
     inputs = torch.randint(0, 257, (2, 16))
     total = sum(parameter.nbytes for parameter in model.parameters())
-    wanted = use(copy.deepcopy, model, inputs, 1.0, steps)
-    got = use(torchcow.clone, model, inputs, 1.0, steps)
-    assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
-    del wanted, got
+    expected = use(copy.deepcopy, model, inputs, 1.0, steps)
+    results = use(torchcow.clone, model, inputs, 1.0, steps)
+    assert all(torch.equal(a, b) for a, b in zip(expected, results, strict=True))
+    del expected, results
     gc.collect()
     for fraction in form.choose((0.0, 1.0), (0.0, 0.5, 1.0), (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)):
         written = sum(p.nbytes for p in use(copy.deepcopy, model, inputs, fraction, 0))

@@ -95,9 +95,9 @@ def test_variants(name, part, form, report, record):
         variants = [torchcow.clone(model) for _ in range(count)]
         for seed, variant in enumerate(variants):
             write(PARTS[part](variant), seed)
-        taken = size + resident() - start
+        resident_bytes = size + resident() - start
         memory = torchcow.memory(model, *variants)
-        record(**row, resident=taken, unique=memory.unique)
+        record(**row, resident=resident_bytes, unique=memory.unique)
         assert memory.logical == row["deep copies"]
         assert 0 <= memory.unique - row["predicted"] <= count * 1024 * len(before)  # the difference is tiny tensors
         del variants, variant, memory

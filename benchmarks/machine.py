@@ -35,13 +35,13 @@ def memory() -> int:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions_by_name = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions_by_name[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | {"torch": torch.__version__}
+    return versions_by_name | {"torch": torch.__version__}
 
 
 def device() -> dict[str, object]:

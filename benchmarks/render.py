@@ -84,7 +84,7 @@ def texts(root: Path, results: charts.Results) -> dict[Path, str]:
     old = readme.read_text()
     if not HEADLINE.search(old):
         raise SystemExit(f"{readme}: has no '<!-- benchmarks: headline -->' with an '<!-- end -->' after it")
-    new = HEADLINE.sub(lambda found: found[1] + headline(results) + found[2], old)
+    new = HEADLINE.sub(lambda match: match[1] + headline(results) + match[2], old)
     return {readme: new, root / "docs" / "benchmarks.md": page(results)}
 
 
@@ -98,20 +98,20 @@ def plots(root: Path, results: charts.Results) -> dict[Path, tuple[str, charts.L
 
 def differences(root: Path, results: charts.Results) -> list[str]:
     """Where a file differs from the results, one line each."""
-    found = []
+    report = []
     for path, text in texts(root, results).items():
         old = path.read_text().splitlines() if path.exists() else []
         new = text.splitlines()
         if old != new:
             at = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
             lines = [lines[at] if at < len(lines) else "(nothing)" for lines in (old, new)]
-            found.append(
+            report.append(
                 f"{path.relative_to(root)}:{at + 1}: says\n    {lines[0]}\n  and the results say\n    {lines[1]}"
             )
     for path, (_, lines) in plots(root, results).items():
         if charts.stored_digest(path) != lines.digest():
-            found.append(f"{path.relative_to(root)}: was drawn from other results")
-    return found
+            report.append(f"{path.relative_to(root)}: was drawn from other results")
+    return report
 
 
 def write(root: Path, results: charts.Results) -> None:
@@ -125,10 +125,10 @@ def write(root: Path, results: charts.Results) -> None:
 
 def of_a_gpu(path: Path) -> dict[str, Any]:
     """The benchmarks in the results of run_on_gpu.sh, whose form is that of all other results."""
-    found = json.loads(path.read_text())["benchmarks"]
-    if "tables" not in found or found["form"] == "tiny":
+    benchmarks = json.loads(path.read_text())["benchmarks"]
+    if "tables" not in benchmarks or benchmarks["form"] == "tiny":
         raise SystemExit(f"{path}: its benchmarks were not run, or in a rehearsal, or by an older bench_cuda.py")
-    return found
+    return benchmarks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,12 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.check:
         write(options.root, results)
         return 0
-    found = differences(options.root, results)
-    for line in found:
+    report = differences(options.root, results)
+    for line in report:
         print(line, file=sys.stderr)
-    if found:
+    if report:
         print("'python benchmarks/render.py' writes them anew from benchmarks/results", file=sys.stderr)
-    return 1 if found else 0
+    return 1 if report else 0
 
 
 if __name__ == "__main__":

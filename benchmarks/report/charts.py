@@ -46,12 +46,12 @@ class Lines:
 
 def clone(results: Results) -> Lines:
     rows = results["clone"]["tables"]["models"]
-    found, models = by(rows, "model", "candidate"), values(rows, "model")
+    row_of, models = by(rows, "model", "candidate"), values(rows, "model")
     names = ("copy.deepcopy", "torchcow.clone")
-    series = {name: [[at, found[m, name]["seconds"]["median"] * 1e3] for at, m in enumerate(models)] for name in names}
-    texts = {name: [duration(found[m, name]["seconds"]["median"]) for m in models] for name in names}
+    series = {name: [[at, row_of[m, name]["seconds"]["median"] * 1e3] for at, m in enumerate(models)] for name in names}
+    texts = {name: [duration(row_of[m, name]["seconds"]["median"]) for m in models] for name in names}
     for at, model in enumerate(models):
-        texts[names[1]][at] += f", {times(1 / found[model, names[1]]['ratio']['median'])} faster"
+        texts[names[1]][at] += f", {times(1 / row_of[model, names[1]]['ratio']['median'])} faster"
     title = "ms for one clone (log scale: each grid line is 10x the last)"
     return Lines(title, "", series, bars=models, texts=texts, log="x")
 
@@ -169,5 +169,5 @@ def _curves(axes: Any, lines: Lines) -> None:
 
 
 def stored_digest(path: Path) -> str | None:
-    found = re.search(r"data sha256:[0-9a-f]{64}", path.read_text()) if path.exists() else None
-    return found.group() if found else None
+    match = re.search(r"data sha256:[0-9a-f]{64}", path.read_text()) if path.exists() else None
+    return match.group() if match else None

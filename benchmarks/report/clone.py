@@ -12,7 +12,7 @@ OURS, DEEPCOPY = "torchcow.clone", "copy.deepcopy"
 
 def section(result: dict[str, Any]) -> str:
     rows = result["tables"]["models"]
-    found = by(rows, "model", "candidate")
+    row_of = by(rows, "model", "candidate")
     models, methods = values(rows, "model"), by(result["tables"]["methods"], "candidate")
     sizes = by(result["tables"]["sizes"], "model")
     return f"""## Time of a clone
@@ -23,7 +23,7 @@ method claims isolation, all of its variant is written, and the source must not 
 must change.
 
 {measured(result)}
-{_first(found, models)}
+{_first(row_of, models)}
 ![Time of a clone by model, on a logarithmic scale](charts/clone.svg)
 
 The scale of the chart is logarithmic: from one grid line to the next, the time is ten times as long.
@@ -38,8 +38,8 @@ of the ratios.
 How many times as long as `torchcow.clone` does each method take? Below 1x the method is faster.
 
 {_methods(methods)}
-{_matrix(found, models, methods)}
-{_lost(found, models, methods)}
+{_matrix(row_of, models, methods)}
+{_lost(row_of, models, methods)}
 
 ### Objects without tensors
 
@@ -47,10 +47,10 @@ How many times as long as `torchcow.clone` does each method take? Below 1x the m
 """
 
 
-def _first(found: dict, models: list[str]) -> str:
+def _first(row_of: dict, models: list[str]) -> str:
     rows = []
     for model in models:
-        deep, ours = found[model, DEEPCOPY], found[model, OURS]
+        deep, ours = row_of[model, DEEPCOPY], row_of[model, OURS]
         rows.append(
             [
                 model,
@@ -79,20 +79,20 @@ def _methods(methods: dict[str, Any]) -> str:
     return table(["method", "isolated", "note"], rows, left=3)
 
 
-def _matrix(found: dict, models: list[str], methods: dict[str, Any]) -> str:
+def _matrix(row_of: dict, models: list[str], methods: dict[str, Any]) -> str:
     rows = []
     for candidate in methods:
         cells = []
         for model in models:
-            one, ours = found.get((model, candidate)), found[model, OURS]
+            one, ours = row_of.get((model, candidate)), row_of[model, OURS]
             cells.append(times(one["seconds"]["median"] / ours["seconds"]["median"]) if one else "")
         rows.append([labels.row(candidate), *cells])
     return table(["method", *models], rows)
 
 
-def _lost(found: dict, models: list[str], methods: dict[str, Any]) -> str:
+def _lost(row_of: dict, models: list[str], methods: dict[str, Any]) -> str:
     lost = {
-        candidate: [model for model in models if _faster(found, model, candidate)]
+        candidate: [model for model in models if _faster(row_of, model, candidate)]
         for candidate in methods
         if candidate != OURS
     }
@@ -105,42 +105,42 @@ def _lost(found: dict, models: list[str], methods: dict[str, Any]) -> str:
     return " ".join(sentences) if sentences else "No method is faster."
 
 
-def _faster(found: dict, model: str, candidate: str) -> bool:
-    one, ours = found.get((model, candidate)), found[model, OURS]
+def _faster(row_of: dict, model: str, candidate: str) -> bool:
+    one, ours = row_of.get((model, candidate)), row_of[model, OURS]
     return one is not None and one["seconds"]["median"] < ours["seconds"]["median"]
 
 
 def _objects(rows: list[dict[str, Any]]) -> str:
-    found = by(rows, "objects", "candidate")
+    row_of = by(rows, "objects", "candidate")
     lines = []
     for objects in values(rows, "objects"):
-        ours = found[objects, OURS]["seconds"]
-        cells = [found.get((objects, name)) for name in (DEEPCOPY, "copium.deepcopy")]
+        ours = row_of[objects, OURS]["seconds"]
+        cells = [row_of.get((objects, name)) for name in (DEEPCOPY, "copium.deepcopy")]
         ratios = [times(cell["seconds"]["median"] / ours["median"]) if cell else "" for cell in cells]
         lines.append([objects, *ratios, spread(ours)])
     ratios_and_times = table(["objects", "`copy.deepcopy`", "`copium.deepcopy`", "`torchcow.clone`"], lines)
-    slower = [o for o in values(rows, "objects") if _behind(found, o)]
+    slower = [o for o in values(rows, "objects") if _behind(row_of, o)]
     lost = f"Lists and dicts of plain values are bound by Python's allocator; copium is faster for {listed(slower)}."
     head = "How many times as long does each take, and the time of `torchcow.clone`.\n\n"
     return head + ratios_and_times + (f"\n{lost}\n" if slower else "")
 
 
-def _behind(found: dict, objects: str) -> bool:
-    other = found.get((objects, "copium.deepcopy"))
-    return other is not None and other["seconds"]["median"] < found[objects, OURS]["seconds"]["median"]
+def _behind(row_of: dict, objects: str) -> bool:
+    other = row_of.get((objects, "copium.deepcopy"))
+    return other is not None and other["seconds"]["median"] < row_of[objects, OURS]["seconds"]["median"]
 
 
 def headline(result: dict[str, Any], chosen: list[str]) -> list[list[str]]:
-    found = by(result["tables"]["models"], "model", "candidate")
+    row_of = by(result["tables"]["models"], "model", "candidate")
     rows = []
     for model in chosen:
-        if (model, OURS) in found:
-            deep, ours = found[model, DEEPCOPY]["seconds"], found[model, OURS]
+        if (model, OURS) in row_of:
+            deep, ours = row_of[model, DEEPCOPY]["seconds"], row_of[model, OURS]
             cells = [duration(deep["median"]), duration(ours["seconds"]["median"]), times(1 / ours["ratio"]["median"])]
             rows.append([f"clone {model}", *cells])
     return rows
 
 
 def per_object(result: dict[str, Any], model: str) -> str:
-    found, sizes = by(result["tables"]["models"], "model", "candidate"), by(result["tables"]["sizes"], "model")
-    return digits(found[model, OURS]["seconds"]["median"] / sizes[model]["objects"] * 1e9)
+    row_of, sizes = by(result["tables"]["models"], "model", "candidate"), by(result["tables"]["sizes"], "model")
+    return digits(row_of[model, OURS]["seconds"]["median"] / sizes[model]["objects"] * 1e9)

@@ -20,11 +20,11 @@ def section(result: dict[str, Any] | None) -> str:
     if result is None:
         return TITLE + NONE
     parts = [TITLE, measured(result)]
-    for name, (title, shown) in PARTS.items():
+    for name, (title, render) in PARTS.items():
         rows = result["tables"].get(name, [])
         good = [row for row in rows if "error" not in row]
         parts.append(f"### {title}\n")
-        parts += [shown(good)] if good else []
+        parts += [render(good)] if good else []
         parts += [f"Failed: {row['error']}\n" for row in rows if "error" in row]
         if not rows:
             parts.append("Not measured.\n")
@@ -32,21 +32,21 @@ def section(result: dict[str, Any] | None) -> str:
 
 
 def _timed(*keys: str) -> Callable[[Rows], str]:
-    def shown(rows: Rows) -> str:
+    def render(rows: Rows) -> str:
         lines = []
         for row in rows:
             cells = [str(row[key]) for key in keys]
             lines.append([*cells, labels.row(row["candidate"]), spread(row["ratio"], digits), spread(row["seconds"])])
         return table([*keys, "", "relative to the first row", "time"], lines, left=len(keys) + 1)
 
-    return shown
+    return render
 
 
 def _bandwidth(rows: Rows) -> str:
-    found = by(rows, "size", "candidate")
+    row_of = by(rows, "size", "candidate")
     candidates = values(rows, "candidate")
     lines = [
-        [s, *(digits(found[s, c]["bytes"] / found[s, c]["seconds"]["median"] / 1e9) for c in candidates)]
+        [s, *(digits(row_of[s, c]["bytes"] / row_of[s, c]["seconds"]["median"] / 1e9) for c in candidates)]
         for s in values(rows, "size")
     ]
     return "GB/s of the device.\n\n" + table(["size", *map(labels.row, candidates)], lines)
@@ -83,10 +83,10 @@ def _optimizers(rows: Rows) -> str:
 
 def _training(rows: Rows) -> str:
     ours = [row for row in rows if row["candidate"] == "torchcow.clone"]
-    found = by(ours, "fraction", "steps")
+    row_of = by(ours, "fraction", "steps")
     steps = values(ours, "steps")
     lines = [
-        [f"{digits(100 * f)} %", *(spread(found[f, s]["ratio"], digits) for s in steps)]
+        [f"{digits(100 * f)} %", *(spread(row_of[f, s]["ratio"], digits) for s in steps)]
         for f in values(ours, "fraction")
     ]
     return "Time relative to that with `copy.deepcopy`.\n\n" + table(

@@ -42,29 +42,29 @@ has the time of all that with `torchcow.clone`, relative to the time with `copy.
 
 
 def _bandwidth(rows: list[dict[str, Any]]) -> str:
-    found = by(rows, "size", "candidate")
+    row_of = by(rows, "size", "candidate")
     candidates = values(rows, "candidate")
     lines = []
     for size in values(rows, "size"):
-        cells = [found[size, candidate] for candidate in candidates]
+        cells = [row_of[size, candidate] for candidate in candidates]
         lines.append([size, *(digits(cell["bytes"] / cell["seconds"]["median"] / 1e9) for cell in cells)])
     return table(["size", *(labels.row(candidate, "one_tensor") for candidate in candidates)], lines)
 
 
 def _behind(rows: list[dict[str, Any]]) -> str:
-    found = by(rows, "size", "candidate")
+    row_of = by(rows, "size", "candidate")
 
     def slower(ours: str, other: str) -> list[str]:
         sizes = values(rows, "size")
-        return [s for s in sizes if found[s, ours]["seconds"]["lower"] > found[s, other]["seconds"]["upper"]]
+        return [s for s in sizes if row_of[s, ours]["seconds"]["lower"] > row_of[s, other]["seconds"]["upper"]]
 
     sentences = []
     for ours, other in (("copy", "torch clone"), ("copy", "_lazy_clone"), ("skip", "torch empty_like, zero_")):
-        lost = slower(ours, other)
+        losses = slower(ours, other)
         name = labels.row(other, "one_tensor")
         sentences.append(
-            f"A {ours} is slower than {name} (by more than the quartiles) at {listed(lost)}."
-            if lost
+            f"A {ours} is slower than {name} (by more than the quartiles) at {listed(losses)}."
+            if losses
             else f"A {ours} is at no size slower than {name} by more than the quartiles."
         )
     return " ".join(sentences)
@@ -89,13 +89,13 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
     sentences = []
     for steps in values(rows, "steps"):
         ours = [row for row in rows if row["steps"] == steps and row["candidate"] == "torchcow.clone"]
-        lost = [row for row in ours if row["ratio"]["median"] > 1]
+        losses = [row for row in ours if row["ratio"]["median"] > 1]
         what = STEPS.get(steps, f"{steps} steps")
-        if not lost:
+        if not losses:
             sentences.append(f"{what.capitalize()}: a clone pays at each fraction that was measured.")
             continue
-        shares = listed([f"{digits(100 * row['fraction'])} %" for row in lost])
-        worst = max(lost, key=lambda row: row["ratio"]["median"])
+        shares = listed([f"{digits(100 * row['fraction'])} %" for row in losses])
+        worst = max(losses, key=lambda row: row["ratio"]["median"])
         clear = "beyond" if worst["ratio"]["lower"] > 1 else "within"
         sentences.append(
             f"{what.capitalize()}: a deep copy is faster with {shares} trained, at worst by"
@@ -105,8 +105,8 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def headline(result: dict[str, Any]) -> list[list[str]]:
-    found = by(result["tables"]["every_parameter_of_gpt2"], "candidate")
-    deep, ours = found["deepcopy, then write"], found["torchcow.clone, then write"]
+    row_of = by(result["tables"]["every_parameter_of_gpt2"], "candidate")
+    deep, ours = row_of["deepcopy, then write"], row_of["torchcow.clone, then write"]
     cells = [deep["seconds"]["median"], ours["seconds"]["median"]]
     row = [f"clone {ours['model']} and write every weight", *map(duration, cells)]
     rows = [[*row, times(inverse(ours["ratio"])["median"])]]

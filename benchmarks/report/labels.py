@@ -112,5 +112,5 @@ def table(key: str) -> str:
 
 
 def figure(key: str, value: float) -> list[str]:
-    name, shown = FIGURES.get(key, (key.replace("_", " "), digits))
-    return [name, shown(value)]
+    name, render = FIGURES.get(key, (key.replace("_", " "), digits))
+    return [name, render(value)]

@@ -12,9 +12,9 @@ def digits(value: float, count: int = 3) -> str:
     """So many significant digits, no exponent."""
     if value == 0:
         return "0"
-    shown = f"{value:.{count}g}"
-    value = float(shown)
-    return f"{value:,.0f}" if abs(value) >= 10 ** (count - 1) or "e" in shown else shown
+    text = f"{value:.{count}g}"
+    value = float(text)
+    return f"{value:,.0f}" if abs(value) >= 10 ** (count - 1) or "e" in text else text
 
 
 def duration(seconds: float) -> str:
@@ -35,9 +35,9 @@ def times(ratio: float) -> str:
     return f"{digits(ratio, 2 if ratio >= 10 else 3)}x"
 
 
-def spread(values: Spread, shown: Any = duration) -> str:
+def spread(values: Spread, render: Any = duration) -> str:
     """The median, and in brackets the quartiles."""
-    return f"{shown(values['median'])} ({shown(values['lower'])} to {shown(values['upper'])})"
+    return f"{render(values['median'])} ({render(values['lower'])} to {render(values['upper'])})"
 
 
 def inverse(ratio: Spread) -> Spread:

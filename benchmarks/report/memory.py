@@ -53,9 +53,9 @@ def _model(rows: list[dict[str, Any]], model: str) -> str:
 
 
 def _bend(rows: list[dict[str, Any]]) -> str:
-    taken = [row for row in rows if "resident" in row]
-    worst = max(taken, key=lambda row: row["resident"] / row["predicted"])
-    idle = [row for row in taken if row["written"] == "nothing"]
+    measured_rows = [row for row in rows if "resident" in row]
+    worst = max(measured_rows, key=lambda row: row["resident"] / row["predicted"])
+    idle = [row for row in measured_rows if row["written"] == "nothing"]
     most = max(idle, key=lambda row: row["variants"])
     each = (most["resident"] - most["size"]) / most["variants"]
     return (
@@ -67,11 +67,11 @@ def _bend(rows: list[dict[str, Any]]) -> str:
 
 
 def _budget(rows: list[dict[str, Any]]) -> str:
-    found = by(rows, "written", "candidate")
+    row_of = by(rows, "written", "candidate")
     methods = values(rows, "candidate")
     lines = []
     for written in values(rows, "written"):
-        cells = [found[written, method] for method in methods]
+        cells = [row_of[written, method] for method in methods]
         lines.append([written, *(f"{cell['fit']:,} ({size(cell['bytes_per_variant'])})" for cell in cells)])
     model, budget = rows[0]["model"], size(rows[0]["budget"])
     return (
@@ -87,9 +87,11 @@ def headline(result: dict[str, Any]) -> list[list[str]]:
     """The largest number of variants of the first model that was measured, for two parts."""
     rows = []
     for written in ("one norm", "one layer"):
-        taken = [r for r in result["tables"]["variants"] if r["written"] == written and "resident" in r]
-        if taken:
-            row = max((r for r in taken if r["model"] == taken[0]["model"]), key=lambda r: r["variants"])
+        measured_rows = [r for r in result["tables"]["variants"] if r["written"] == written and "resident" in r]
+        if measured_rows:
+            row = max(
+                (r for r in measured_rows if r["model"] == measured_rows[0]["model"]), key=lambda r: r["variants"]
+            )
             what = f"{row['variants']} variants of {row['model']}, {written} written in each"
             saved = times(row["deep copies"] / row["resident"])
             rows.append([what, size(row["deep copies"]), size(row["resident"]), saved])

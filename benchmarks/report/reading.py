@@ -64,9 +64,9 @@ def _operators(rows: list[dict[str, Any]]) -> str:
 
 def headline(result: dict[str, Any]) -> list[list[str]]:
     rows = result["tables"]["forward"]
-    found = by(rows, "model", "candidate")
+    row_of = by(rows, "model", "candidate")
     model = values(rows, "model")[0]
-    plain, clone = found[model, "deep copy"], found[model, "clone"]
+    plain, clone = row_of[model, "deep copy"], row_of[model, "clone"]
     cells = [duration(plain["seconds"]["median"]), duration(clone["seconds"]["median"])]
     title = {"gpt2": "GPT-2 124M"}.get(model, model)
     return [[f"forward pass of {title}", *cells, times(1 / clone["ratio"]["median"])]]

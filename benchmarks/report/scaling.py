@@ -48,16 +48,16 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _bends(rows: list[dict[str, Any]]) -> str:
-    bent = []
+    bends = []
     for title, members in groups(rows).items():
         for candidate in values(members, "candidate"):
             mine = [row["seconds"]["median"] for row in members if row["candidate"] == candidate]
             if mine[-1] > 2 * min(mine) and candidate not in ("copy.deepcopy", "detach", "write", "_foreach_add_"):
-                bent.append(f"{labels.row(candidate)}, {title} (from {duration(min(mine))} to {duration(mine[-1])})")
-    if not bent:
+                bends.append(f"{labels.row(candidate)}, {title} (from {duration(min(mine))} to {duration(mine[-1])})")
+    if not bends:
         return "No curve of torchcow ends at more than twice its lowest point."
     return (
-        f"These curves of torchcow end at more than twice their lowest point: {listed(bent)}. Objects of the source and"
-        " of the clone that no longer fit into the caches of the processor come from memory. `copy.deepcopy` and"
+        f"These curves of torchcow end at more than twice their lowest point: {listed(bends)}. Objects of the source"
+        " and of the clone that no longer fit into the caches of the processor come from memory. `copy.deepcopy` and"
         " `detach`, which makes as many tensors and shares nothing, show how much of a bend that explains."
     )

@@ -63,9 +63,9 @@ def test_a_number_that_is_changed_is_found(name, start, copied, capsys):
     path = copied / name
     path.write_text(one_digit_more(path.read_text(), start))
     assert check(copied) == 1
-    told = capsys.readouterr().err
-    assert "render.py" in told
-    assert "says" in told or "was drawn from other results" in told
+    stderr = capsys.readouterr().err
+    assert "render.py" in stderr
+    assert "says" in stderr or "was drawn from other results" in stderr
 
 
 def test_a_chart_that_is_missing_is_found_and_drawn_again(copied, capsys):
@@ -99,12 +99,12 @@ def test_a_chart_of_other_numbers_has_another_digest(name):
 
 
 def test_a_rehearsal_is_not_taken_for_results_of_a_gpu(copied):
-    found = {"benchmarks": {"form": "tiny", "tables": {}}}
-    (copied / "gpu.json").write_text(json.dumps(found))
+    document = {"benchmarks": {"form": "tiny", "tables": {}}}
+    (copied / "gpu.json").write_text(json.dumps(document))
     with pytest.raises(SystemExit, match="not run, or in a rehearsal"):
         render.main(["--root", str(copied), "--gpu", str(copied / "gpu.json")])
-    found["benchmarks"] = {**record.read()["clone"], "tables": {"optimizers": [{"error": "no memory"}]}}
-    (copied / "gpu.json").write_text(json.dumps(found))
+    document["benchmarks"] = {**record.read()["clone"], "tables": {"optimizers": [{"error": "no memory"}]}}
+    (copied / "gpu.json").write_text(json.dumps(document))
     assert render.main(["--root", str(copied), "--gpu", str(copied / "gpu.json")]) == 0
     assert "Failed: no memory" in (copied / "docs" / "benchmarks.md").read_text()
     assert check(copied) == 0
@@ -160,13 +160,13 @@ def test_losses_are_named():
     def row(model, name, seconds):
         return {"model": model, "candidate": name, "seconds": {"median": seconds}}
 
-    found = markdown.by([row("m", "torchcow.clone", 2.0), row("m", "other", 1.0)], "model", "candidate")
+    row_of = markdown.by([row("m", "torchcow.clone", 2.0), row("m", "other", 1.0)], "model", "candidate")
     methods = {"other": {"limits": "a dict"}, "torchcow.clone": {"limits": ""}}
-    assert clone._lost(found, ["m"], methods) == "other is faster than a clone for every model (a dict)."
+    assert clone._lost(row_of, ["m"], methods) == "other is faster than a clone for every model (a dict)."
     ratio = {"lower": 1.1, "median": 1.2, "upper": 1.3}
     rows = [{"steps": 1, "fraction": f, "candidate": "torchcow.clone", "ratio": ratio} for f in (0.5, 1.0)]
-    told = "1 step: a deep copy is faster with 50 % and 100 % trained, at worst by 20 % (beyond the quartiles)."
-    assert first_write._verdict(rows) == told
+    expected = "1 step: a deep copy is faster with 50 % and 100 % trained, at worst by 20 % (beyond the quartiles)."
+    assert first_write._verdict(rows) == expected
 
 
 @pytest.mark.parametrize(

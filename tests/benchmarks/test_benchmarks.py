@@ -1,4 +1,4 @@
-"""Each benchmark works and finds the right answer, and what they are made of does not flatter anybody."""
+"""Each benchmark works and finds the right answer, and what they are made of flatters no method."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_every_benchmark_runs_once_and_finds_its_answer():
-    done = run("-m", "pytest", "benchmarks", "--tiny", "-v", "-p", "no:cacheprovider", "--benchmark-quiet")
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    passed = set(re.findall(r"^benchmarks/(bench_\w+)\.py::.* PASSED", done.stdout, re.MULTILINE))
+    process = run("-m", "pytest", "benchmarks", "--tiny", "-v", "-p", "no:cacheprovider", "--benchmark-quiet")
+    assert process.returncode == 0, process.stdout[-6000:] + process.stderr[-2000:]
+    passed = set(re.findall(r"^benchmarks/(bench_\w+)\.py::.* PASSED", process.stdout, re.MULTILINE))
     assert passed == {path.stem for path in BENCHMARKS.glob("bench_*.py")} - {"bench_cuda"}
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_gpus_can_be_rehearsed_without_one(tmp_path):
     out = tmp_path / "cuda.json"
-    done = run(BENCHMARKS / "bench_cuda.py", "--device", "cpu", "--tiny", "--out", out)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    process = run(BENCHMARKS / "bench_cuda.py", "--device", "cpu", "--tiny", "--out", out)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
     tables = json.loads(out.read_text())["tables"]
     assert {name for name, rows in tables.items() if not rows} == {"streams"}  # a CPU has none
     assert {row["torchcow.clone"] for row in tables["optimizers"]} == {"isolated"}
@@ -63,13 +63,13 @@ def case():
     return zoo.Case("two layers", model, type(model), {"x": torch.arange(16.0).reshape(2, 8)})
 
 
-def shallow(made):
+def shallow(change):
     """As copy.deepcopy, but the first weight is the source's."""
 
     def prepare(case, model):
         def make():
             clone = copy.deepcopy(model)
-            made(model, clone)
+            change(model, clone)
             return clone
 
         return make
@@ -90,7 +90,7 @@ def forget_mode(model, clone):
 
 
 @pytest.mark.parametrize(
-    ("made", "isolated", "message"),
+    ("change", "isolated", "message"),
     [
         (share_weight, True, "a write reached the source: 0.weight differs"),
         (share_weight, False, "is more isolated than its label says"),
@@ -98,9 +98,9 @@ def forget_mode(model, clone):
         (lambda model, clone: None, False, "is more isolated than its label says"),
     ],
 )
-def test_a_baseline_that_is_not_what_it_claims_is_not_timed(made, isolated, message):
+def test_a_baseline_that_is_not_what_it_claims_is_not_timed(change, isolated, message):
     one = case()
-    baseline = baselines.Baseline(shallow(made), isolated)
+    baseline = baselines.Baseline(shallow(change), isolated)
     with pytest.raises(AssertionError, match=message):
         baselines.agree("it", baseline, one, one.model, baseline.prepare(one, one.model))
 
@@ -189,9 +189,9 @@ def test_results_do_not_count_as_changes_of_code(tmp_path, monkeypatch):
 
 
 def test_a_tiny_run_is_not_stored():
-    done = run("-m", "pytest", "benchmarks/bench_prototype.py", "--tiny", "--record", "-p", "no:cacheprovider")
-    assert done.returncode == 4
-    assert "what is measured so is no result" in done.stderr
+    process = run("-m", "pytest", "benchmarks/bench_prototype.py", "--tiny", "--record", "-p", "no:cacheprovider")
+    assert process.returncode == 4
+    assert "what is measured so is no result" in process.stderr
 
 
 def test_stored_numbers_have_five_digits_and_a_row_has_a_line(tmp_path):

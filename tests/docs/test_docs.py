@@ -40,9 +40,9 @@ def name_of(page: Path) -> str:
 def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str, str]]:
     """(line, language, text) of the fenced blocks."""
     text = page.read_text()
-    for found in FENCE.finditer(text):
-        if found[1] in languages:
-            yield text.count("\n", 0, found.start(2)), found[1], found[2]
+    for match in FENCE.finditer(text):
+        if match[1] in languages:
+            yield text.count("\n", 0, match.start(2)), match[1], match[2]
 
 
 @pytest.mark.tiny
@@ -104,8 +104,8 @@ def test_what_is_named_exists(page: Path) -> None:
         while words and words[0] != "--help" and hasattr(command, "commands"):
             assert words[0] in command.commands, line
             command = command.commands[words.pop(0)]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known | {"--help"}, line
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options | {"--help"}, line
 
 
 def test_each_public_name_is_in_the_reference() -> None:
@@ -176,8 +176,8 @@ def test_design_knows_the_mutexes() -> None:
 
 def test_the_reasons_are_those_of_the_engine() -> None:
     header = (ROOT / "csrc/core/ledger.h").read_text()
-    listed = re.search(r"enum class Reason : std::uint8_t \{\n(.*?)\n\};", header, re.DOTALL)
-    reasons = re.findall(r"^  (\w+),", listed[1], re.MULTILINE)
+    enumerators = re.search(r"enum class Reason : std::uint8_t \{\n(.*?)\n\};", header, re.DOTALL)
+    reasons = re.findall(r"^  (\w+),", enumerators[1], re.MULTILINE)
     rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", (DOCS / "semantics.md").read_text(), re.MULTILINE)
     assert rows == [reason for reason in reasons if reason != "none"]
     words = re.findall(r'return \{\s*"(\w+)",', (ROOT / "csrc/core/ledger.cpp").read_text())
@@ -185,10 +185,10 @@ def test_the_reasons_are_those_of_the_engine() -> None:
 
 
 def test_each_example_is_a_recipe() -> None:
-    shown = re.findall(
+    recipes = re.findall(
         r"^```\{literalinclude\} \.\./examples/(\w+)\.py$", (DOCS / "recipes.md").read_text(), re.MULTILINE
     )
-    assert sorted(shown) == sorted(file.stem for file in (ROOT / "examples").glob("*.py"))
+    assert sorted(recipes) == sorted(file.stem for file in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.slow
@@ -197,6 +197,6 @@ def test_sphinx_finds_nothing_to_complain_about(tmp_path: Path) -> None:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package}, of the extra docs")
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-q", "-n", "-W", "--keep-going", DOCS, tmp_path / "html"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
     assert (tmp_path / "html" / "api.html").is_file()

@@ -4,7 +4,7 @@ There a message is a line in a block of text; a word in braces stands for what i
 ``...`` for any text.
 
 Catches: a new ``raise``, TORCH_CHECK or difference of a saved state that nobody explains; an explanation whose error is
-gone or was worded anew.
+gone or has another text.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ REPORTED = {"Exception ignored in a callback of torchcow.on_materialize"}
 
 def raised() -> dict[str, str]:
     """Where each message is made, by message; those that only repeat another error have no words of their own."""
-    found = {text: where for where, text in [*messages.python(), *messages.native()]}
-    return {text: where for text, where in found.items() if re.search(r"[A-Za-z]{2}", text.replace("{}", ""))}
+    places_by_text = {text: where for where, text in [*messages.python(), *messages.native()]}
+    return {text: where for text, where in places_by_text.items() if re.search(r"[A-Za-z]{2}", text.replace("{}", ""))}
 
 
 def entries() -> list[str]:
@@ -58,9 +58,9 @@ def pattern(entry: str) -> re.Pattern[str]:
 
 
 def test_messages_are_found():
-    found = raised()
-    assert len(found) > 150
-    assert {where.split("/")[0] for where in found.values()} >= {"python", "csrc"}
+    places_by_text = raised()
+    assert len(places_by_text) > 150
+    assert {where.split("/")[0] for where in places_by_text.values()} >= {"python", "csrc"}
 
 
 def test_each_message_has_a_place_in_the_page():
@@ -74,8 +74,8 @@ def test_each_message_has_a_place_in_the_page():
 
 
 def test_each_entry_of_the_page_is_a_message():
-    found = {*raised(), *REPORTED}
-    assert [entry for entry in entries() if not any(pattern(entry).fullmatch(text) for text in found)] == []
+    texts = {*raised(), *REPORTED}
+    assert [entry for entry in entries() if not any(pattern(entry).fullmatch(text) for text in texts)] == []
 
 
 def test_an_entry_says_enough_to_be_recognized():
