@@ -61,7 +61,7 @@ class _Module:
             yield from self.joined(template, {parameter: what})
         elif _ERRORS.search(name) and call.args and id(call) not in self.within:
             yield from self.texts(call.args[1 if name == "Mistake" else 0])
-        elif name == "_problem":
+        elif name == "problem":
             yield from self.texts(call.args[1])
         elif ast.unparse(call.func) == "self.problems.append":
             yield from self.texts(call.args[0])

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_tensors
+from torchcow.objects.tensors import named_tensors, subject
 
 
 def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
@@ -16,11 +16,12 @@ def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
     later whether the memory is there.
 
     Args:
-        obj: a tensor, a module, or a container of them.
+        obj: a tensor, a module, or a container or an iterator of them.
         names: dotted names of tensors or of subtrees (``"encoder.layers.0"``); ``None`` for all.
 
     Raises:
         KeyError: a name that ``obj`` does not have; nothing was materialized.
+        TypeError: ``obj`` is a plain value or code, which holds no tensor.
         RuntimeError: no memory; nothing was materialized, and everything still shares.
 
     Example:
@@ -30,17 +31,16 @@ def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
         >>> torchcow.is_shared(variant.weight)
         False
     """
-    found = dict(named_tensors(obj))
+    obj = subject("torchcow.materialize", obj)
+    named = list(named_tensors(obj))
     if names is None:
-        wanted = list(found.values())
+        selected = [tensor for _, tensor in named]
     else:
-        if isinstance(names, str):
-            names = [names]
-        wanted = []
-        for name in names:
-            matches = [tensor for key, tensor in found.items() if key == name or key.startswith(name + ".")]
+        selected = []
+        for name in [names] if isinstance(names, str) else names:
+            matches = [tensor for path, tensor in named if path == name or path.startswith(f"{name}.")]
             if not matches:
-                known = ", ".join(list(found)[:20]) or "none"
-                raise KeyError(f"there is no tensor {name!r} in this {type(obj).__name__}; it has: {known}")
-            wanted += matches
-    _C.materialize(wanted)
+                listed = ", ".join(path for path, _ in named[:20]) or "none"
+                raise KeyError(f"there is no tensor {name!r} in this {type(obj).__name__}; it has: {listed}")
+            selected += matches
+    _C.materialize(selected)

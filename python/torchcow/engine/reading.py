@@ -10,7 +10,7 @@ import torch
 
 from torchcow._native import _C
 from torchcow.errors import IsolationError
-from torchcow.objects.tensors import named_tensors, unwrap
+from torchcow.objects.tensors import named_tensors, subject
 
 
 @contextmanager
@@ -34,10 +34,11 @@ def reading(obj: Any, *, checksum: bool = False) -> Iterator[None]:
     may be nested, and used in several threads at once.
 
     Args:
-        obj: a tensor, a module, an optimizer, a :class:`torchcow.Prototype`, or a container of them.
+        obj: a tensor, a module, an optimizer, a :class:`torchcow.Prototype`, or a container or an iterator of them.
         checksum: compare all bytes as well.
 
     Raises:
+        TypeError: ``obj`` is a plain value or code, which holds no tensor.
         IsolationError: on leaving: shared memory was written in the scope. The message names the tensors.
         RuntimeError: on leaving: no memory to part a tensor that is still looked into from those that share it.
 
@@ -61,7 +62,7 @@ def reading(obj: Any, *, checksum: bool = False) -> Iterator[None]:
 
 
 def _named(obj: Any) -> tuple[list[str], list[torch.Tensor]]:
-    pairs = list(named_tensors(unwrap(obj)))
+    pairs = list(named_tensors(subject("torchcow.reading", obj)))
     return [name or "the tensor" for name, _ in pairs], [tensor for _, tensor in pairs]
 
 

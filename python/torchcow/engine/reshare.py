@@ -10,7 +10,7 @@ import torch
 
 from torchcow._native import _C
 from torchcow.engine.clone import clone
-from torchcow.objects.tensors import named_tensors, placed, unwrap
+from torchcow.objects.tensors import named_tensors, placed, subject
 
 _SAMPLE = 32
 # Where a deep copy would begin at an aligned address, a clone must as well (csrc/deepcopy/tensors.cpp).
@@ -34,12 +34,13 @@ def reshare(*objs: Any) -> Reshared:
     tensor that one of them writes is left alone. On CUDA it waits for the device first.
 
     Args:
-        objs: modules, optimizers, containers or tensors. Tensors of one object share with each other, too.
+        objs: modules, optimizers, containers, iterators or tensors. Tensors of one object share with each other, too.
 
     Returns:
         The number of tensors that share now and did not, and the bytes that were given back.
 
     Raises:
+        TypeError: one of ``objs`` is a plain value or code, which holds no tensor; nothing was changed.
         RuntimeError: a CUDA graph is being captured; nothing was changed.
 
     Example:
@@ -61,7 +62,7 @@ def reshare(*objs: Any) -> Reshared:
 
 
 def _reshare(objs: tuple[Any, ...]) -> Reshared:
-    spans = _spans(tensor for obj in objs for _, tensor in named_tensors(unwrap(obj)))
+    spans = _spans(tensor for obj in objs for _, tensor in named_tensors(subject("torchcow.reshare", obj)))
     _wait_for_devices(spans)
     before = _allocated(spans)
     joined = 0

@@ -1,19 +1,20 @@
 """The parts of an object by dotted path: look one up, check that it can be replaced, replace it, walk over all.
 
-A path is a sequence of names with dots in between: ``"encoder.layers.0.dropout.p"``, ``"optimizer.lr"``. What names
-there are at a place is known to the adapter of the object there (:mod:`torchcow.objects.adapters`). Names may have dots
-themselves, such as keys of a dict.
+A path is a sequence of names with dots in between: ``"encoder.layers.0.dropout.p"``, ``"optimizer.lr"``. The adapter of
+an object (:mod:`torchcow.objects.adapters`) knows the names in it: those of its children, and further ones that a path
+may use, such as the options of an optimizer and the fields of a named tuple. Names may have dots themselves, such as
+keys of a dict.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torchcow.objects.adapters import Adapter, adapter_of
+from torchcow.objects.children import traverse
 
 __all__ = ["Adapter", "PathError", "Place", "check", "locate", "look_up", "names_at", "walk"]
 
@@ -114,31 +115,16 @@ def check(obj: Any, path: str, value: Any) -> Place:
 
 
 def walk(obj: Any, into: Callable[[Any], bool] | None = None) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, object) for ``obj`` and all its parts, the nearest first, each object once.
+    """Yield (dotted path, object) for ``obj`` and all its parts but plain values, each object once, depth first.
 
     ``into`` is asked, after an object was yielded, whether its parts are wanted as well.
 
     Example:
         >>> from torchcow.objects.paths import walk
-        >>> [path for path, _ in walk({"a": [1, 2], "b": {"c": 3}})]
-        ['', 'a', 'b', 'a.0', 'a.1', 'b.c']
+        >>> [path for path, _ in walk({"a": [{1}, {2}], "b": {"c": {3}}})]
+        ['', 'a', 'a.0', 'a.1', 'b', 'b.c']
     """
-    seen = {id(obj): obj}  # kept alive: the identity of a temporary could come again
-    waiting: deque[tuple[str, str, Any]] = deque([("", "", obj)])
-    while waiting:
-        path, before, found = waiting.popleft()
-        yield path, found
-        if into is not None and not into(found):
-            continue
-        parts = adapter_of(found).parts(found)
-        for name, part in sorted(parts.items(), key=_is_private):  # so that what has two names is told the public one
-            if id(part) not in seen:
-                seen[id(part)] = part
-                waiting.append((f"{before}{name}", f"{before}{name}.", part))
-
-
-def _is_private(item: tuple[str, Any]) -> bool:
-    return item[0].startswith("_")
+    return ((path, part) for path, part, first in traverse(obj, into=into) if first)
 
 
 def _matches(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_tensors, unwrap
+from torchcow.objects.tensors import named_tensors, subject, unwrap
 from torchcow.report.table import size
 
 
@@ -27,8 +27,12 @@ def worst_case(obj: Any) -> int:
         >>> torchcow.worst_case(variants[0]), torchcow.worst_case(variants), torchcow.worst_case([model, *variants])
         (4194304, 12582912, 12582912)
     """
+    return _worst_case(_shared(subject("torchcow.worst_case", obj)))
+
+
+def _worst_case(shared: Iterable[tuple[str, torch.Tensor, tuple[int, ...]]]) -> int:
     blocks: dict[int, list[tuple[int, ...]]] = {}
-    for _, _, usage in _shared(obj):
+    for _, _, usage in shared:
         blocks.setdefault(usage[1], []).append(usage)
     total = 0
     for usages in blocks.values():
@@ -89,13 +93,14 @@ def reserve(
     tensors are gone or written, or by :meth:`Reservation.release`. A second call takes the place of the first one.
 
     Args:
-        obj: a clone, or a container of clones.
+        obj: a clone, or a container or an iterator of clones.
         fraction: how much of :func:`worst_case`, from 0 to 1, spread over the tensors. Everything, if nothing is given.
         bytes: how many bytes at least, spread over the tensors.
         names: dotted names of tensors, or of modules: memory for these, and for no others.
 
     Raises:
         torch.OutOfMemoryError: there is not as much. Nothing has changed then.
+        TypeError: ``obj`` is a plain value or code, which holds no tensor.
         ValueError: more than one way of saying how much, or an amount that makes no sense.
         LookupError: ``obj`` has no tensor of that name.
 
@@ -112,45 +117,45 @@ def reserve(
     """
     if sum(way is not None for way in (fraction, bytes, names)) > 1:
         raise ValueError("reserve: expected one of fraction, bytes and names, got several")
-    found = list(_shared(obj))
+    kind, obj = _kind(obj), subject("torchcow.reserve", obj)
+    shared = selected = list(_shared(obj))
     if names is not None:
-        found = _named(obj, found, [names] if isinstance(names, str) else list(names))
+        selected = _named(kind, obj, shared, [names] if isinstance(names, str) else list(names))
     if bytes is not None:
-        worst = worst_case(obj)
+        worst = _worst_case(shared)
         if bytes < 0 or bytes > worst:
-            raise ValueError(f"reserve: expected 0 to {worst} bytes, all that {_kind(obj)} can need, got {bytes}")
+            raise ValueError(f"reserve: expected 0 to {worst} bytes, all that {kind} can need, got {bytes}")
         fraction = bytes / worst if worst else 0.0
     elif fraction is None:
         fraction = 1.0
     elif not 0 <= fraction <= 1:
         raise ValueError(f"reserve: expected a fraction from 0 to 1, got {fraction}")
-    pieces = _spread([usage[4] for _, _, usage in found], fraction)
-    tensors = [tensor for _, tensor, _ in found]
-    _check_headroom(obj, [entry for entry, piece in zip(found, pieces, strict=True) if piece])
+    pieces = _spread([usage[4] for _, _, usage in selected], fraction)
+    tensors = [tensor for _, tensor, _ in selected]
+    _check_headroom(kind, [entry for entry, piece in zip(selected, pieces, strict=True) if piece])
     try:
         return Reservation(_C.reserve(tensors, pieces))
     except RuntimeError as error:
-        raise torch.OutOfMemoryError(f"reserve: no memory for {_kind(obj)}; nothing was reserved. {error}") from error
+        raise torch.OutOfMemoryError(f"reserve: no memory for {kind}; nothing was reserved. {error}") from error
 
 
 def _shared(obj: Any) -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
     """Each storage that shares with another one, once."""
     seen = set()
-    for name, tensor in named_tensors(unwrap(obj)):
+    for name, tensor in named_tensors(obj):
         usage = _C.usage(tensor)
         if usage is not None and usage[3] > 1 and usage[0] not in seen:
             seen.add(usage[0])
             yield name, tensor, usage
 
 
-def _named(obj: Any, found: list[Any], names: list[str]) -> list[Any]:
-    known = [name for name, _ in named_tensors(unwrap(obj))]
+def _named(kind: str, obj: Any, shared: list[Any], names: list[str]) -> list[Any]:
+    paths = [path for path, _ in named_tensors(obj)]
     for name in names:
-        if not any(_within(one, name) for one in known):
-            near = difflib.get_close_matches(name, known, n=3) or known[:5]
-            there = ", ".join(near)
-            raise LookupError(f"reserve: {_kind(obj)} has no tensor or module '{name}'. Tensors there: {there}")
-    return [entry for entry in found if any(_within(entry[0], name) for name in names)]
+        if not any(_within(path, name) for path in paths):
+            listed = ", ".join(difflib.get_close_matches(name, paths, n=3) or paths[:5])
+            raise LookupError(f"reserve: {kind} has no tensor or module '{name}'. Tensors there: {listed}")
+    return [entry for entry in shared if any(_within(entry[0], name) for name in names)]
 
 
 def _within(tensor: str, name: str) -> bool:
@@ -168,15 +173,15 @@ def _spread(sizes: list[int], fraction: float) -> list[bool]:
     return pieces
 
 
-def _check_headroom(obj: Any, wanted: list[tuple[str, torch.Tensor, tuple[int, ...]]]) -> None:
+def _check_headroom(kind: str, selected: list[tuple[str, torch.Tensor, tuple[int, ...]]]) -> None:
     needed: dict[torch.device, int] = {}
-    for _, tensor, usage in wanted:
+    for _, tensor, usage in selected:
         needed[tensor.device] = needed.get(tensor.device, 0) + usage[4]
     for device, total in needed.items():
         free = headroom(device)
         if total > free:
             raise torch.OutOfMemoryError(
-                f"reserve: {_kind(obj)} needs {total} bytes on {device}, and {free} are free; nothing was reserved. "
+                f"reserve: {kind} needs {total} bytes on {device}, and {free} are free; nothing was reserved. "
                 "Reserve a fraction or the names that will be written, or free memory first."
             )
 

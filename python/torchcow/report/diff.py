@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from torchcow.objects.tensors import bits, named_leaves, same_memory, unwrap
+from torchcow.objects.tensors import bits, named_leaves, same_memory, subject
 from torchcow.report.table import Table, Tabular, size
 
 Status = Literal["shared", "equal", "different", "added", "removed"]
@@ -77,6 +77,9 @@ def diff(a: Any, b: Any) -> Diff:
         a: a module, an optimizer, a container, a tensor or a :class:`torchcow.Prototype`.
         b: what to compare it with; ``added`` tensors are only there, ``removed`` ones only in ``a``.
 
+    Raises:
+        TypeError: ``a`` or ``b`` is a plain value or code, which holds no tensor.
+
     Example:
         >>> import torch, torchcow
         >>> model = torch.nn.Linear(64, 64)
@@ -87,10 +90,7 @@ def diff(a: Any, b: Any) -> Diff:
         >>> found.names("shared"), found.names("different"), round(found.tensors["bias"].norm, 3)
         (['weight'], ['bias'], 24.0)
     """
-    left, right = (
-        {name: leaf for name, leaf in named_leaves(unwrap(obj), grads=False) if isinstance(leaf, torch.Tensor)}
-        for obj in (a, b)
-    )
+    left, right = (_tensors(subject("torchcow.diff", obj)) for obj in (a, b))
     tensors = {}
     for name in [*left, *(name for name in right if name not in left)]:
         if name not in right:
@@ -100,6 +100,10 @@ def diff(a: Any, b: Any) -> Diff:
         else:
             tensors[name] = compare(left[name], right[name])
     return Diff(tensors)
+
+
+def _tensors(obj: Any) -> dict[str, torch.Tensor]:
+    return {name: leaf for name, leaf in named_leaves(obj, grads=False) if isinstance(leaf, torch.Tensor)}
 
 
 def compare(a: torch.Tensor, b: torch.Tensor) -> TensorDiff:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_tensors, unwrap
+from torchcow.objects.tensors import named_tensors, subject
 from torchcow.report.table import Table, Tabular, size
 
 _WAYS = {
@@ -77,7 +77,7 @@ def explain(obj: Any) -> Explanation:
     """
     unshared = {}
     shared = shared_bytes = 0
-    for name, tensor in named_tensors(unwrap(obj)):
+    for name, tensor in named_tensors(subject("torchcow.explain", obj)):
         usage = _C.usage(tensor)
         if usage is not None and usage[3] > 1:
             shared += 1

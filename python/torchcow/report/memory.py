@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_leaves, unwrap
+from torchcow.objects.tensors import named_leaves, subject, unwrap
 from torchcow.report.table import Table, Tabular, size
 
 
@@ -144,10 +144,13 @@ def memory(*objs: Any) -> Memory:
     """Return what ``objs`` take together; tensors that occur twice count once.
 
     Args:
-        objs: modules, optimizers, containers of such, tensors, :class:`torchcow.Prototype`.
+        objs: modules, optimizers, tensors, :class:`torchcow.Prototype`, and containers or iterators of these.
 
     Returns:
         Bytes, in total and in parts.
+
+    Raises:
+        TypeError: one of ``objs`` is a plain value or code, which holds no tensor.
 
     Example:
         >>> import torch, torchcow
@@ -167,9 +170,10 @@ def memory(*objs: Any) -> Memory:
     """
     holdings: list[_Holding] = []
     for index, obj in enumerate(objs):
-        inner = unwrap(obj)
-        name = obj.name if inner is not obj else None
-        holdings += _holdings(f"{index} {name or type(inner).__name__}", inner)
+        inner = subject("torchcow.memory", obj)
+        snapshot = unwrap(obj)
+        name = obj.name if snapshot is not obj else None
+        holdings += _holdings(f"{index} {name or type(snapshot).__name__}", inner)
     once = {holding.storage: holding for holding in reversed(holdings)}
     total = _sum(once.values(), {})
     return Memory(total.logical, total.unique, total.private, total.shared, total.fair_share, tuple(holdings))

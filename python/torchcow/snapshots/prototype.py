@@ -207,6 +207,10 @@ class Prototype:
             places.append(place)
         return places
 
+    def __torchcow_snapshot__(self) -> Any:
+        """What the functions of the package look at, when they are given a prototype."""
+        return self._snapshot
+
     def __repr__(self) -> str:
         tensors = [tensor for _, tensor in named_tensors(self._snapshot)]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -11,24 +11,29 @@ In reading order:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
 import threading
+import warnings
 from typing import Any
 
 from torchcow.objects.adapters.adapter import Adapter, Reducer
 from torchcow.objects.adapters.attributes import Attributes
-from torchcow.objects.adapters.containers import Mappings, Partials, Sequences
+from torchcow.objects.adapters.containers import ForeignMappings, Mappings, Partials, Sequences
 from torchcow.objects.adapters.torch import Modules, Optimizers, Tensors
 
-__all__ = ["Adapter", "Reducer", "adapter_of", "reducers", "register", "unregister"]
+__all__ = ["Adapter", "Reducer", "adapter_of", "missing", "reducers", "register", "unregister"]
 
 _lock = threading.Lock()
 _registered: list[Adapter] = []
 _of_frameworks: list[Adapter] = []
-_own: list[Adapter] = [Tensors(), Optimizers(), Modules(), Mappings(), Sequences(), Partials(), Attributes()]
+_mappings, _sequences = Mappings(), Sequences()
+_own: list[Adapter] = [
+    *(Tensors(), Optimizers(), Modules(), _mappings, ForeignMappings(), _sequences, Partials(), Attributes())
+]
+_by_type: dict[type, Adapter] = {dict: _mappings, list: _sequences, tuple: _sequences}
 _pending = {"keras": "Keras", "sklearn": "Estimators"}
+_missing: dict[str, str] = {}
 
 
 def register(adapter: Adapter) -> None:
@@ -68,7 +73,15 @@ def unregister(adapter: Adapter) -> None:
 def adapter_of(obj: Any) -> Adapter:
     """Return the first adapter that accepts ``obj``; the last one accepts everything."""
     _load()
-    return next(adapter for adapter in (*_registered, *_of_frameworks, *_own) if adapter.accepts(obj))
+    for adapter in (*_registered, *_of_frameworks):
+        if adapter.accepts(obj):
+            return adapter
+    return built_in(obj)
+
+
+def built_in(obj: Any) -> Adapter:
+    """Return the adapter for ``obj`` that every process has, whatever it imports and registers."""
+    return _by_type.get(type(obj)) or next(adapter for adapter in _own if adapter.accepts(obj))
 
 
 def reducers() -> tuple[tuple[type, Reducer], ...]:
@@ -77,14 +90,37 @@ def reducers() -> tuple[tuple[type, Reducer], ...]:
     return tuple(pair for adapter in (*_registered, *_of_frameworks) for pair in adapter.reducers)
 
 
+def missing() -> dict[str, str]:
+    """Return why a framework that has been imported has no adapter, by the framework's name.
+
+    Example:
+        >>> from torchcow.objects.adapters import missing
+        >>> missing()
+        {}
+    """
+    _load()
+    return dict(_missing)
+
+
 def _load() -> None:
     """Load the adapters of frameworks that have been imported since the last time."""
     for name in [name for name in _pending if name in sys.modules]:
         with _lock:
             if name not in _pending:
                 continue
-            # If the framework is broken, its objects are like others. They are not asked for again.
-            with contextlib.suppress(ImportError):
+            try:
                 module = importlib.import_module(f"torchcow.objects.adapters.{name}")
                 _of_frameworks.append(getattr(module, _pending[name])())
-            del _pending[name]
+                continue
+            except (ImportError, AttributeError) as error:
+                reason = _missing[name] = str(error)
+            finally:
+                del _pending[name]  # it is tried only once
+        version = getattr(sys.modules[name], "__version__", "of an unknown version")
+        warnings.warn(
+            f"torchcow has no adapter for {name} {version}: {reason}. Prototypes copy its objects by their own "
+            "protocol, which may lose a part of their state, and paths use the names of attributes only. Install a "
+            f"version of {name} that torchcow supports.",
+            RuntimeWarning,
+            stacklevel=2,
+        )

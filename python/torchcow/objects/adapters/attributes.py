@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,9 +13,9 @@ from torchcow.objects.adapters.adapter import Reducer
 
 T = TypeVar("T", bound=type)
 
+_VALUES = frozenset({str, bytes, bytearray, memoryview, int, float, complex, bool, type(None), range, slice, type(...)})
 _whole: tuple[type, ...] = (
-    *(type, str, bytes, bytearray, memoryview, int, float, complex, bool, type(None), range, slice, type(...)),
-    *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MappingProxyType, types.CodeType),
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MappingProxyType, types.CodeType),
 )
 
 
@@ -25,12 +26,18 @@ def whole(cls: T) -> T:
     return cls
 
 
+def is_whole(obj: Any) -> bool:
+    """Whether an object has no parts: a plain value, or code (a function, a class, a module of Python)."""
+    kind = type(obj)
+    return kind in _VALUES or issubclass(kind, _whole)
+
+
 class Attributes:
     """The adapter for everything that no other one accepts: instances with attributes, with slots, or whole objects."""
 
     reducers: Sequence[tuple[type, Reducer]] = ()
     foreign: tuple[type, ...] = (object,)
-    """Bases whose class attributes and properties nobody wants to change in a clone."""
+    """Bases whose class attributes and properties are no names: a clone does not change them."""
 
     def accepts(self, obj: Any) -> bool:
         """Any object."""
@@ -38,12 +45,12 @@ class Attributes:
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
         """Attributes of the instance, and slots that have a value."""
-        return {} if isinstance(obj, _whole) else attributes_of(obj)
+        return {} if is_whole(obj) else attributes_of(obj)
 
     def names(self, obj: Any) -> Sequence[str]:
         """The parts, properties with a setter, and plain values in the class."""
         found = dict.fromkeys(self.parts(obj))
-        if not isinstance(obj, _whole):
+        if not is_whole(obj):
             for cls in type(obj).__mro__:
                 if cls not in self.foreign:
                     found.update((name, None) for name, value in vars(cls).items() if _is_value(name, value))
@@ -75,25 +82,56 @@ class Attributes:
         return False
 
 
-def attributes_of(obj: Any) -> dict[str, Any]:
-    """The instance's ``__dict__`` and slots, without asking the class for anything."""
+def attributes_of(obj: Any, slots: bool = True) -> dict[str, Any]:
+    """Return what is in the ``__dict__`` of an instance and in its slots; no code of its class runs."""
     found: dict[str, Any] = {}
-    for cls in reversed(type(obj).__mro__):
-        for name, member in vars(cls).items():
-            if isinstance(member, types.MemberDescriptorType) and cls.__flags__ & _MADE_BY_PYTHON:
-                try:
-                    found[name] = member.__get__(obj)
-                except AttributeError:
-                    continue
     try:
         attributes = object.__getattribute__(obj, "__dict__")
     except AttributeError:
-        return found
+        attributes = None
     if isinstance(attributes, dict):
         found.update((name, value) for name, value in attributes.items() if isinstance(name, str))
+    for name, member in slots_of(type(obj)).items() if slots else ():
+        try:
+            value = member.__get__(obj)
+        except AttributeError:  # an empty slot
+            continue
+        found.setdefault(name, value)
     return found
 
 
+def slots_of(cls: type) -> dict[str, types.MemberDescriptorType]:
+    """Return the slots of a class and its bases by name. Private names are mangled."""
+    try:
+        return _slots[cls]
+    except KeyError:
+        pass
+    except TypeError:  # a class without a hash
+        return _find_slots(cls)
+    _slots[cls] = found = _find_slots(cls)
+    return found
+
+
+def _find_slots(cls: type) -> dict[str, types.MemberDescriptorType]:
+    found: dict[str, types.MemberDescriptorType] = {}
+    for base in cls.__mro__:
+        members = vars(base)
+        declared = members.get("__slots__", ())
+        names = declared if isinstance(declared, (list, tuple)) else ()
+        ordered = [_mangled(base, name) for name in names if isinstance(name, str)]  # as declared, not as sorted
+        for name in (*ordered, *members):
+            member = members.get(name)
+            if isinstance(member, types.MemberDescriptorType) and base.__flags__ & _MADE_BY_PYTHON:
+                found.setdefault(name, member)
+    return found
+
+
+def _mangled(cls: type, name: str) -> str:
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{cls.__name__.lstrip('_')}{name}" if private else name
+
+
+_slots: weakref.WeakKeyDictionary[type, dict[str, types.MemberDescriptorType]] = weakref.WeakKeyDictionary()
 _MADE_BY_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class comes from a class statement, or nearly
 
 

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 
 from torchcow.objects.adapters.attributes import Attributes, attributes_of
+from torchcow.objects.adapters.keys import add_beside, keys_by_name
 
-_TABLES = ("_parameters", "_buffers", "_modules")
+#: The attributes of a module that hold its parameters, buffers and children.
+TABLES = ("_parameters", "_buffers", "_modules")
+# In a module of TorchScript: the C++ object, and the module that a traced one stands for.
+_SCRIPT = ("_c", "_actual_script_module")
 
 
 class Modules(Attributes):
@@ -18,18 +22,23 @@ class Modules(Attributes):
     foreign = (object, torch.nn.Module)
 
     def accepts(self, obj: Any) -> bool:
-        """Modules that are initialized."""
-        return isinstance(obj, torch.nn.Module) and all(table in vars(obj) for table in _TABLES)
+        """Any module."""
+        return issubclass(type(obj), torch.nn.Module)
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
         """What is in the tables, and the other attributes."""
-        found = {name: value for table in _tables(obj) for name, value in table.items()}
-        found.update((name, value) for name, value in attributes_of(obj).items() if name not in _TABLES)
-        return found
+        parts: dict[str, Any] = {}
+        for table, content in zip(TABLES, _tables(obj), strict=True):
+            add_beside(parts, content, table)
+        attributes = attributes_of(obj)
+        for name in (*TABLES, *(_SCRIPT if isinstance(obj, torch.jit.ScriptModule) else ())):
+            attributes.pop(name, None)
+        add_beside(parts, attributes, "__dict__")
+        return parts
 
     def get(self, obj: Any, name: str) -> Any:
         """As ``parts`` has it, without looking at all of them."""
-        for table in (vars(obj), *_tables(obj)):
+        for table in (*_tables(obj), vars(obj)):
             if name in table:
                 return table[name]
         return super().get(obj, name)
@@ -61,26 +70,42 @@ class Modules(Attributes):
 
 
 def _tables(obj: Any) -> list[dict[str, Any]]:
-    return [vars(obj).get(table, {}) for table in _TABLES]
+    if isinstance(obj, torch.jit.ScriptModule):  # its tables are views of C++, and have none of dict's other methods
+        return [dict(getattr(obj, table, {}).items()) for table in TABLES]
+    return [vars(obj).get(table, {}) for table in TABLES]
 
 
 class Optimizers(Attributes):
-    """Optimizers: options such as ``lr`` stand for those of every parameter group and the defaults, all at once."""
+    """Optimizers: options such as ``lr`` stand for those of every parameter group and the defaults, all at once.
+
+    The state of a parameter is named by the parameter's index, as in ``state_dict``: ``state.0.exp_avg``.
+    """
 
     foreign = (object, torch.optim.Optimizer)
 
     def accepts(self, obj: Any) -> bool:
         """Optimizers that are initialized."""
-        return isinstance(obj, torch.optim.Optimizer) and "param_groups" in vars(obj)
+        return issubclass(type(obj), torch.optim.Optimizer) and {"param_groups", "state"} <= vars(obj).keys()
+
+    def parts(self, obj: Any) -> Mapping[str, Any]:
+        """The groups, the state of each parameter, and the other attributes."""
+        attributes = attributes_of(obj)
+        state: dict[Any, Any] = attributes.pop("state")
+        parts = {"param_groups": attributes.pop("param_groups")}
+        parts.update((name, state[key]) for name, key in _state_keys(obj).items())
+        add_beside(parts, attributes, "__dict__")
+        return parts
 
     def names(self, obj: Any) -> Sequence[str]:
-        """The options, and then the attributes."""
-        return list(dict.fromkeys([*_options(obj), *super().names(obj)]))
+        """The options, and then the parts."""
+        return list(dict.fromkeys([*_options(obj), "state", *super().names(obj)]))
 
     def get(self, obj: Any, name: str) -> Any:
-        """An option's value in the first group that has it, or an attribute."""
+        """An option's value in the first group that has it, or a part."""
         options = _options(obj)
-        return options[name] if name in options else super().get(obj, name)
+        if name in options:
+            return options[name]
+        return vars(obj)[name] if name in vars(obj) else super().get(obj, name)
 
     def refuse(self, obj: Any, name: str, value: Any) -> str | None:
         """An option takes anything: what is a valid value only the optimizer knows."""
@@ -88,17 +113,30 @@ class Optimizers(Attributes):
 
     def replace(self, obj: Any, name: str, value: Any) -> None:
         """Set the option in each group, and as the default for groups that are added later."""
-        if name not in _options(obj):
-            return super().replace(obj, name, value)
-        for group in obj.param_groups:
-            group[name] = value
-        if name in obj.defaults:
-            obj.defaults[name] = value
-        return None
+        if name in _options(obj):
+            for group in obj.param_groups:
+                group[name] = value
+            if name in obj.defaults:
+                obj.defaults[name] = value
+        elif name in (keys := _state_keys(obj)):
+            obj.state[keys[name]] = value
+        else:
+            super().replace(obj, name, value)
 
     def aliased(self, obj: Any, name: str, value: Any) -> bool:
-        """The groups are."""
-        return name in _options(obj)
+        """The groups are, and the state."""
+        return name in _options(obj) or name in _state_keys(obj)
+
+
+def _state_keys(obj: Any) -> dict[str, Any]:
+    """The keys of an optimizer's state by name: ``state.0`` for the first parameter of the first group."""
+    parameters = (parameter for group in obj.param_groups for parameter in group["params"])
+    indices: dict[int, int] = {}
+    for index, parameter in enumerate(parameters):
+        indices.setdefault(id(parameter), index)
+    keys = list(obj.state)
+    names = keys_by_name(indices.get(id(key), key) for key in keys)
+    return {f"state.{name}": key for name, key in zip(names, keys, strict=True)}
 
 
 class Tensors(Attributes):
@@ -106,12 +144,13 @@ class Tensors(Attributes):
 
     def accepts(self, obj: Any) -> bool:
         """Any tensor."""
-        return isinstance(obj, torch.Tensor)
+        return issubclass(type(obj), torch.Tensor)
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
-        """The gradient, and what somebody has attached."""
-        gradient = {"grad": obj.grad} if obj.is_leaf and obj.grad is not None else {}
-        return {**gradient, **attributes_of(obj)}
+        """The gradient, and attributes that were added."""
+        parts = {"grad": obj.grad} if obj.is_leaf and obj.grad is not None else {}
+        add_beside(parts, attributes_of(obj), "__dict__")
+        return parts
 
     def names(self, obj: Any) -> Sequence[str]:
         """The parts and ``requires_grad``."""

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 
 from torchcow.errors import StateError
-from torchcow.persist.state import parts
+from torchcow.objects.adapters.containers import keys_of
+from torchcow.objects.adapters.torch import TABLES
+from torchcow.objects.children import children
+from torchcow.persist.state import introspect
+from torchcow.persist.state.messages import describe, join, label
 from torchcow.persist.state.plain import NotPlainError, encode
 from torchcow.persist.state.tensors import from_numpy, layout, unfit
-from torchcow.persist.state.words import describe, join, label
 
 Node = dict[str, Any]
 
@@ -70,11 +73,11 @@ class _Capture:
         self._seen: dict[int, str] = {}
         self._alive: list[Any] = []
         self._hidden: list[tuple[str, torch.Tensor]] = []
-        self._answered: set[str] = set()  # tensors that came out of a state_dict, which may be aliases
+        self._replayed: set[str] = set()  # tensors that came out of a state_dict, which may be aliases
 
     def visit(self, path: str, value: Any) -> None:
         if path in self.state.nodes:
-            raise StateError(f"{label(path)}: two parts have this dotted path; rename one of them")
+            raise _two_parts(path)
         self.latest = label(path)
         self.state.nodes[path] = {}  # its place in the order
         self.state.nodes[path] = self._node(path, value)
@@ -84,7 +87,7 @@ class _Capture:
             return {"value": encode(value)}
         except NotPlainError:
             pass
-        if (described := parts.given(value)) is not None:
+        if (described := introspect.given(value)) is not None:
             self.state.code[path] = value
             self._hide(path, value)
             return {"given": described}
@@ -100,41 +103,47 @@ class _Capture:
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray):
             return {"array": self._tensor(path, from_numpy(path, value)), "dtype": value.dtype.str}
-        if isinstance(value, torch.nn.Module):
+        if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
             return {"module": cls} | self._module(path, value)
-        if parts.has_state_dict(value):
+        if introspect.has_state_dict(value) and not isinstance(value, torch.nn.Module):
             return {"stateful": cls} | self._stateful(path, value)
         if isinstance(value, dict):
             return {"dict": cls} | self._dict(path, value)
         if isinstance(value, (list, tuple, collections.deque)):
-            for index, item in enumerate(value):
-                self.visit(join(path, index), item)
+            self._refuse_attributes(path, value, "list or tuple")
+            for name, item in children(value, registered=False):
+                self.visit(join(path, name), item)
             return {"sequence": cls, "length": len(value)}
         if isinstance(value, types.MethodType):
-            self.visit(join(path, "__self__"), value.__self__)
+            for name, item in children(value, registered=False):
+                self.visit(join(path, name), item)
             return {"method": value.__func__.__qualname__}
-        if not isinstance(value, (set, frozenset)) and parts.is_transparent(value):
-            return {"object": cls} | self._attributes(path, parts.attributes(value))
+        if not isinstance(value, (set, frozenset, torch.nn.Module)) and introspect.is_transparent(value):
+            return {"object": cls} | self._attributes(path, dict(children(value, registered=False)))
         raise StateError(
             f"{label(path)}: a {cls} cannot be written down; keep it out of the object, or give the object that holds "
             "it the methods state_dict and load_state_dict"
         )
 
     def _module(self, path: str, module: torch.nn.Module) -> Node:
-        names: Node = {}
-        for table in parts.TABLES:
-            content = getattr(module, table)
-            names[table[1:]] = list(content)
-            for name, item in content.items():
+        names: Node = {table[1:]: list(getattr(module, table)) for table in TABLES}
+        tabled = {name for table in names.values() for name in table}
+        attributes = {}
+        for name, item in children(module, registered=False):
+            where, _, shadowed = name.partition(".")
+            if name in tabled:
                 self.visit(join(path, name), item)
-        for hooks in parts.HOOKS:
-            self._hide(join(path, hooks), vars(module).get(hooks))
-        rest = {k: v for k, v in vars(module).items() if k not in parts.TABLES and k not in parts.HOOKS}
-        return names | self._attributes(path, rest)
+            elif name in introspect.HOOKS:
+                self._hide(join(path, name), item)
+            elif where in ("__dict__", *TABLES):
+                raise _two_parts(join(path, shadowed))
+            else:
+                attributes[name] = item
+        return names | self._attributes(path, attributes)
 
-    def _attributes(self, path: str, found: dict[str, Any]) -> Node:
+    def _attributes(self, path: str, attributes: dict[str, Any]) -> Node:
         plain, others = {}, []
-        for name, value in found.items():
+        for name, value in attributes.items():
             try:
                 plain[name] = encode(value)
             except NotPlainError:
@@ -143,34 +152,37 @@ class _Capture:
         return {"plain": plain, "attributes": others}
 
     def _dict(self, path: str, value: dict[Any, Any]) -> Node:
-        if getattr(value, "__dict__", None):
-            raise StateError(
-                f"{label(path)}: a {type(value).__qualname__} has attributes ({', '.join(vars(value))}) beside its "
-                "keys; use a plain dict"
-            )
+        self._refuse_attributes(path, value, "dict")
         keys = []
-        for key, item in value.items():
+        for name, key in keys_of(value).items():
             try:
                 keys.append(encode(key))
             except NotPlainError:
                 raise StateError(
                     f"{label(path)}: a key of type {type(key).__qualname__} cannot be written down"
                 ) from None
-            self.visit(join(path, key), item)
+            self.visit(join(path, name), dict.__getitem__(value, key))
         return {"keys": keys}
 
+    def _refuse_attributes(self, path: str, value: Any, plain: str) -> None:
+        if getattr(value, "__dict__", None):
+            raise StateError(
+                f"{label(path)}: a {type(value).__qualname__} has attributes ({', '.join(vars(value))}) beside its "
+                f"items; use a plain {plain}"
+            )
+
     def _stateful(self, path: str, value: Any) -> Node:
-        answer = value.state_dict()
-        if not isinstance(answer, dict):
-            raise StateError(f"{label(path)}: state_dict() returned a {type(answer).__qualname__}, not a dict")
-        # Names that are one tensor are found within this answer only: load_state_dict gets whole tensors.
+        returned = value.state_dict()
+        if not isinstance(returned, dict):
+            raise StateError(f"{label(path)}: state_dict() returned a {type(returned).__qualname__}, not a dict")
+        # Ties are noted only within what state_dict returned: load_state_dict gets whole tensors.
         outside, self._seen = self._seen, {}
         before = set(self.state.tensors)
-        self._alive.append(answer)
-        found = self._dict(path, dict(answer))
-        self._answered |= set(self.state.tensors) - before
+        self._alive.append(returned)
+        node = self._dict(path, dict(returned))
+        self._replayed |= set(self.state.tensors) - before
         self._seen = outside
-        return found
+        return node
 
     def _tensor(self, path: str, tensor: torch.Tensor) -> list[Any]:
         if problem := unfit(tensor):
@@ -180,7 +192,7 @@ class _Capture:
 
     def _hide(self, path: str, value: Any) -> None:
         if value:
-            self._hidden += [(path, tensor) for tensor in parts.hidden_tensors(value)]
+            self._hidden += [(path, tensor) for tensor in introspect.hidden_tensors(value)]
 
     def check_hidden(self) -> None:
         """Refuse tensors that only code refers to: they would be lost."""
@@ -196,7 +208,7 @@ class _Capture:
         """Refuse tensors that overlap in memory: in files each is by itself, so a write would no longer reach both."""
         spans: dict[int, list[tuple[int, int, str]]] = {}
         for path, tensor in self.state.tensors.items():
-            if isinstance(tensor, torch.nn.Parameter) or path in self._answered or tensor.numel() == 0:
+            if isinstance(tensor, torch.nn.Parameter) or path in self._replayed or tensor.numel() == 0:
                 continue  # parameters are separated by a clone, too
             first = int(tensor.storage_offset()) * tensor.element_size()
             last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
@@ -210,3 +222,7 @@ class _Capture:
                         f"{label(one)} and {label(other)} are views of the same memory, and a file holds each by "
                         "itself; give one of them memory of its own with .clone()"
                     )
+
+
+def _two_parts(path: str) -> StateError:
+    return StateError(f"{label(path)}: two parts have this dotted path; rename one of them")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from torchcow.errors import StateError
-from torchcow.persist.state import parts
-from torchcow.persist.state.words import label
+from torchcow.persist.state import introspect
+from torchcow.persist.state.messages import label
 from torchcow.persist.tensor_file import NAMES
 
 
@@ -27,7 +27,7 @@ def unfit(tensor: torch.Tensor) -> str | None:
             f"it is a {type(tensor).__qualname__}, which answers for its own operators",
         ),
         (
-            lambda: any(True for _ in parts.hidden_tensors(vars(tensor))),
+            lambda: any(True for _ in introspect.hidden_tensors(vars(tensor))),
             f"it has attributes with tensors ({', '.join(vars(tensor))}), which would be lost",
         ),
         (

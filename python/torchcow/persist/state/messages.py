@@ -1,12 +1,13 @@
-"""Dotted paths, and what is at them, in words for messages."""
+"""What messages say about dotted paths, and about the objects that are there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from torchcow.persist.state import parts
+from torchcow.persist.state import introspect
 
 
 def join(path: str, name: object) -> str:
@@ -23,24 +24,28 @@ def describe(tensor: torch.Tensor) -> str:
     """Return dtype, shape, bytes and device of a tensor for a message."""
     if torch.nn.parameter.is_lazy(tensor) or tensor.is_nested:
         return f"a {type(tensor).__qualname__}"
-    shape = "x".join(map(str, tensor.shape)) or "scalar"
     try:
         size = f"{tensor.numel() * tensor.element_size()} bytes, "
     except (RuntimeError, ValueError):
         size = ""
-    return f"a tensor ({str(tensor.dtype).removeprefix('torch.')}, {shape}, {size}{tensor.device})"
+    return f"a tensor ({str(tensor.dtype).removeprefix('torch.')}, {shape_of(tensor.shape)}, {size}{tensor.device})"
+
+
+def shape_of(sizes: Iterable[int]) -> str:
+    """Return a shape for a message: ``3x4``, or ``scalar``."""
+    return "x".join(map(str, sizes)) or "scalar"
 
 
 def kind_of(current: Any) -> str:
     """Return what an object is."""
     if isinstance(current, torch.Tensor):
         return describe(current)
-    return parts.given(current) or ("None" if current is None else f"a {type(current).__qualname__}")
+    return introspect.given(current) or ("None" if current is None else f"a {type(current).__qualname__}")
 
 
 def kind_in(node: dict[str, Any]) -> str:
     """Return what a node stands for."""
     kind, content = next(iter(node.items()))
     if kind in ("tensor", "array", "generator"):
-        return f"a tensor ({content[0]}, {'x'.join(map(str, content[1])) or 'scalar'})"
+        return f"a tensor ({content[0]}, {shape_of(content[1])})"
     return f"{'' if kind == 'given' else 'a '}{content}"

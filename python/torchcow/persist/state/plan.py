@@ -1,4 +1,4 @@
-"""How tensors, arrays and generators of a state are put into those of a structure."""
+"""A plan to restore an object: what does not fit, what to do if everything does; tensors, arrays and generators."""
 
 from __future__ import annotations
 
@@ -10,42 +10,45 @@ from typing import Any
 import torch
 
 from torchcow.persist.state.capture import Node
-from torchcow.persist.state.words import describe, kind_of, label
+from torchcow.persist.state.messages import describe, kind_of, label, shape_of
 
 Read = Callable[[str], "torch.Tensor | None"]
 
 
-class Leaves:
-    """A plan under way: what does not fit, and what is to be done if everything does."""
+class Plan:
+    """What does not fit, and what to do if everything does. No tensor is read before the actions run."""
 
     def __init__(self, read: Read):
         self.problems: list[str] = []
         self.actions: collections.deque[Callable[[], object]] = collections.deque()
         self._read = read
 
-    def _problem(self, path: str, text: str) -> None:
+    def problem(self, path: str, text: str) -> None:
+        """Note what does not fit at a path."""
         self.problems.append(f"{label(path)} {text}")
 
-    def _tensor(self, path: str, node: Node, current: Any) -> Any:
-        wanted = f"a tensor ({node['tensor'][0]}, {'x'.join(map(str, node['tensor'][1])) or 'scalar'})"
+    def tensor(self, path: str, node: Node, current: Any) -> Any:
+        """Plan to give a tensor of the structure the saved content."""
+        expected = f"a tensor ({node['tensor'][0]}, {shape_of(node['tensor'][1])})"
         if not isinstance(current, torch.Tensor):
-            self._problem(path, f"expected {wanted}, got {kind_of(current)}")
+            self.problem(path, f"expected {expected}, got {kind_of(current)}")
         elif current.is_meta or torch.nn.parameter.is_lazy(current):
-            self._problem(path, f"has no memory in the structure: {kind_of(current)}")
+            self.problem(path, f"has no memory in the structure: {kind_of(current)}")
         elif [str(current.dtype).removeprefix("torch."), list(current.shape)] != node["tensor"]:
-            self._problem(path, f"expected {wanted}, got {describe(current)}")
+            self.problem(path, f"expected {expected}, got {describe(current)}")
         else:
             self.actions.append(lambda: self._fill(path, node, current))
         return current
 
     def _fill(self, path: str, node: Node, current: torch.Tensor) -> None:
-        value = self._laid_out(path, node, current).to(current.device)
+        value = self.read(path, node, current).to(current.device)
         if value is not current:
             # The same tensor object, so that ties, optimizers and hooks keep it; nothing is written to old memory.
             current.data = value
         current.requires_grad_(node["grad"])
 
-    def _laid_out(self, path: str, node: Node, current: Any) -> Any:
+    def read(self, path: str, node: Node, current: Any) -> Any:
+        """Return the saved tensor in its saved memory layout, or ``current`` if the file leaves it as it is."""
         value = self._read(path)
         if value is None:
             return current
@@ -56,9 +59,10 @@ class Leaves:
             value = empty.copy_(value)
         return value
 
-    def _generator(self, path: str, node: Node, current: Any) -> Any:
+    def generator(self, path: str, _node: Node, current: Any) -> Any:
+        """Plan to set the state of a generator."""
         if not isinstance(current, torch.Generator):
-            self._problem(path, f"expected a torch.Generator, got {kind_of(current)}")
+            self.problem(path, f"expected a torch.Generator, got {kind_of(current)}")
         else:
 
             def fill() -> None:
@@ -69,13 +73,14 @@ class Leaves:
             self.actions.append(fill)
         return current
 
-    def _array(self, path: str, node: Node, current: Any) -> Any:
-        wanted = f"an array ({node['dtype']}, {'x'.join(map(str, node['array'][1])) or 'scalar'})"
+    def array(self, path: str, node: Node, current: Any) -> Any:
+        """Plan to give an array of NumPy the saved content."""
+        expected = f"an array ({node['dtype']}, {shape_of(node['array'][1])})"
         numpy = sys.modules.get("numpy")
         if numpy is None or not isinstance(current, numpy.ndarray):
-            self._problem(path, f"expected {wanted}, got {kind_of(current)}")
+            self.problem(path, f"expected {expected}, got {kind_of(current)}")
         elif (current.dtype.str, list(current.shape)) != (node["dtype"], node["array"][1]):
-            self._problem(path, f"expected {wanted}, got an array ({current.dtype.str}, {current.shape})")
+            self.problem(path, f"expected {expected}, got an array ({current.dtype.str}, {current.shape})")
         else:
 
             def fill() -> None:

@@ -1,4 +1,4 @@
-"""How objects are taken apart: attributes, what comes from the structure, which classes keep hidden state."""
+"""What a file can hold of an object: what the structure brings instead, and which classes hide their state."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from torchcow.objects.tensors import slots
+from torchcow.objects.adapters.attributes import slots_of
+from torchcow.objects.children import children
 from torchcow.persist.state.plain import NotPlainError, encode
 
-#: Tables of a module that hold its parts, and those that hold hooks, which come from the structure.
-TABLES = ("_parameters", "_buffers", "_modules")
+#: The tables of a module that hold hooks, which come from the structure.
 HOOKS = frozenset(name for name in vars(torch.nn.Module()) if name.endswith("_hooks")) | {
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -66,18 +66,9 @@ def given(value: Any) -> str | None:
     return None
 
 
-def attributes(obj: Any) -> dict[str, Any]:
-    """Return the attributes of an instance: of its ``__dict__`` and of its slots."""
-    found = dict(getattr(obj, "__dict__", {}))
-    for name in slots(type(obj)):
-        if hasattr(obj, name):
-            found[name] = getattr(obj, name)
-    return found
-
-
 def set_attribute(obj: Any, name: str, value: Any) -> None:
     """Set an attribute past ``__setattr__``: of a frozen dataclass, of a module."""
-    if name in slots(type(obj)):
+    if name in slots_of(type(obj)):
         object.__setattr__(obj, name, value)
     else:
         obj.__dict__[name] = value
@@ -99,26 +90,27 @@ def is_transparent(obj: Any) -> bool:
 
 
 def hidden_tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors that code or hooks refer to: in closures, defaults and bound objects, at arm's length."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, torch.nn.Module):
-        yield from itertools.chain(value.parameters(), value.buffers())
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from hidden_tensors(item)
-    elif isinstance(value, dict):
-        yield from hidden_tensors(list(value.values()))
-    elif isinstance(value, functools.partial):
-        yield from hidden_tensors([value.func, value.args, value.keywords])
-    elif isinstance(value, (types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)):
-        yield from hidden_tensors(value.__self__)
-    elif isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            with contextlib.suppress(ValueError):  # a name that is not bound yet
-                if not isinstance(cell.cell_contents, types.FunctionType):
-                    yield from hidden_tensors(cell.cell_contents)
-        yield from hidden_tensors([value.__defaults__, value.__kwdefaults__])
+    """Yield the tensors that code or hooks refer to: in closures, defaults and bound objects, and containers there."""
+    waiting, seen = [value], {}
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen[id(found)] = found
+        if isinstance(found, torch.Tensor):
+            yield found
+        elif isinstance(found, torch.nn.Module):
+            yield from itertools.chain(found.parameters(), found.buffers())
+        elif isinstance(found, (list, tuple, dict, functools.partial, types.MethodType)):
+            waiting += [child for _, child in children(found, registered=False)][::-1]
+        elif isinstance(found, (types.BuiltinFunctionType, types.MethodWrapperType)):
+            waiting.append(found.__self__)
+        elif isinstance(found, types.FunctionType):
+            waiting += [found.__kwdefaults__, found.__defaults__]
+            for cell in found.__closure__ or ():
+                with contextlib.suppress(ValueError):  # a name that is not bound yet
+                    if not isinstance(cell.cell_contents, types.FunctionType):
+                        waiting.append(cell.cell_contents)
 
 
 def has_state_dict(obj: Any) -> bool:

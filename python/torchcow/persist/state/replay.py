@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from torchcow.errors import StateError
-from torchcow.persist.state import parts
+from torchcow.objects.adapters.keys import keys_by_name
+from torchcow.persist.state import introspect
 from torchcow.persist.state.capture import Node, capture
+from torchcow.persist.state.messages import join, label
 from torchcow.persist.state.plain import decode
-from torchcow.persist.state.words import join, label
 
 _CLASSES: dict[str, Callable[[Any], Any]] = {
     "dict": dict,
@@ -23,44 +24,47 @@ _CLASSES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _array(made: Any) -> Any:
-    return made.numpy() if isinstance(made, torch.Tensor) else made
+def _array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
-class Answer:
-    """The answer of one object. It needs no structure, because such state is often made late, by a first step."""
+class StateDictReplay:
+    """Builds for ``load_state_dict`` of one object what its ``state_dict`` returned when it was saved.
+
+    It needs no structure, because such state is often made late, by a first step.
+    """
 
     def __init__(self, nodes: dict[str, Node], read: Callable[[str, Node, Any], torch.Tensor], path: str):
         self.problems: list[str] = []
         self._nodes = nodes
         self._read = read
         self._path = path
-        self._made: dict[str, Any] = {}
+        self._built: dict[str, Any] = {}
 
     def build(self, path: str, like: Any, dry: bool) -> Any:
-        """Make what belongs at a path; a dry run reads no tensor, and finds the problems."""
+        """Return what belongs at a path. A dry run reads no tensor, and finds the problems."""
         node = self._nodes.get(path, {"nothing": None})
         kind = next(iter(node))
         if kind == "value":
             return decode(node["value"])
         if kind == "same":
-            return self._made.get(node["same"])
-        if kind == "given" and parts.given(like) == node["given"]:
+            return self._built.get(node["same"])
+        if kind == "given" and introspect.given(like) == node["given"]:
             return like
-        made: Any = None
+        built: Any = None
         if kind in ("tensor", "array"):
             if not dry:
-                made = self._read(path, node, like)
-                made = made.requires_grad_(node["grad"]) if kind == "tensor" else _array(made)
+                value = self._read(path, node, like)
+                built = value.requires_grad_(node["grad"]) if kind == "tensor" else _array(value)
         elif kind == "stateful" or (kind in ("dict", "sequence") and node[kind] in _CLASSES):
-            made = self._container(path, node, kind, like, dry)
+            built = self._container(path, node, kind, like, dry)
         else:
             self.problems.append(
                 f"{label(path)} is something that load_state_dict of {label(self._path)} cannot be given "
                 f"({kind} {node[kind]})"
             )
-        self._made[path] = made
-        return made
+        self._built[path] = built
+        return built
 
     def _container(self, path: str, node: Node, kind: str, like: Any, dry: bool) -> Any:
         if kind == "sequence":
@@ -68,10 +72,10 @@ class Answer:
             likes += [None] * (node["length"] - len(likes))
             items = [self.build(join(path, i), likes[i], dry) for i in range(node["length"])]
             return _CLASSES[node[kind]](items)
-        made = {}
-        for key in map(decode, node["keys"]):
-            made[key] = self.build(join(path, key), like.get(key) if isinstance(like, dict) else None, dry)
-        return _CLASSES["dict" if kind == "stateful" else node[kind]](made)
+        values = {}
+        for name, key in keys_by_name(map(decode, node["keys"])).items():
+            values[key] = self.build(join(path, name), like.get(key) if isinstance(like, dict) else None, dry)
+        return _CLASSES["dict" if kind == "stateful" else node[kind]](values)
 
     def check(self, obj: Any) -> None:
         """Refuse an object that has made other tensors of what it was given, of a smaller dtype for instance."""
