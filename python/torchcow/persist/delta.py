@@ -1,4 +1,4 @@
-"""``save_delta`` and ``load_delta``: what a clone differs in, in a file; the base brings the rest."""
+"""``save_delta`` and ``load_delta``: a file with the differences of a clone from its base."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ _SHOWN = 5
 
 
 def save_delta(clone: Any, base: Any, path: str | os.PathLike[str]) -> list[str]:
-    """Write what ``clone`` has and ``base`` has not: the tensors that differ, bit by bit, and all that is no tensor.
+    """Write the differences of ``clone`` from ``base``: the tensors that differ, bit by bit, and all other values.
 
-    The file is a safetensors file without pickle. It is written beside ``path`` and renamed when it is whole, so a file
-    that is there already stays good until then. All tensors of ``base`` are read once, by operators; nothing is
-    un-shared.
+    The file is a safetensors file without pickle. It is written beside ``path`` and renamed when it is complete, so an
+    existing file stays intact until then. All tensors of ``base`` are read once, by operators; no tensor is un-shared.
 
     Args:
         clone: a module, or modules, optimizers and plain data in a dict or another plain object.
-        base: an object of the same build, usually what ``clone`` is a clone of; or a :class:`Prototype`.
+        base: an object of the same build, usually the source of ``clone``; or a :class:`Prototype`.
         path: the file.
 
     Returns:
         The dotted names of the tensors that were written.
 
     Raises:
-        StateError: something cannot be written down, or ``clone`` is built in another way than ``base``, so that it
-            could not be loaded; all differences are listed. Nothing was written.
+        StateError: a part cannot be written down, or ``clone`` is built in another way than ``base``, so that it
+            could not be loaded; the message lists all differences. Nothing was written.
         OSError: the file cannot be written.
 
     Example:
@@ -70,18 +69,18 @@ def save_delta(clone: Any, base: Any, path: str | os.PathLike[str]) -> list[str]
 
 
 def load_delta(base: Any, path: str | os.PathLike[str]) -> Any:
-    """Return a clone of ``base`` with what the file holds put in; what is unchanged shares memory with ``base``.
+    """Return a clone of ``base`` with the differences in the file; unchanged tensors share memory with ``base``.
 
-    Everything is checked before the clone is handed out: the file, that ``base`` holds what the base of the delta
-    held, bit by bit, and each tensor that is read. ``base`` is never changed.
+    Before it returns the clone, it checks the file, each tensor that it reads, and that ``base`` equals the base of the
+    delta, bit by bit. ``base`` is never changed.
 
     Args:
-        base: the object that the delta was saved against, or an equal one, or a :class:`Prototype`.
+        base: the object against which the delta was saved, or an equal one, or a :class:`Prototype`.
         path: a file of :func:`save_delta`.
 
     Raises:
         StateError: another base, or one that is built in another way; the message names the tensors.
-        FileError: a file that is damaged, cut off or not of :func:`save_delta`; a ``StateError``, too.
+        FileError: the file is damaged, truncated or not of :func:`save_delta`; a ``StateError``, too.
         OSError: the file cannot be read.
     """
     base = unwrap(base)

@@ -15,10 +15,10 @@ PIECE = 1 << 15
 
 
 def fingerprint(tensor: torch.Tensor) -> str:
-    """Return 64 hexadecimal digits that stand for dtype, shape and content of a tensor, bit by bit.
+    """Return 64 hexadecimal digits that identify dtype, shape and content of a tensor, bit by bit.
 
-    Memory layout, device and ``requires_grad`` do not count. The tensor is read by operators, piece by piece, so what
-    it shares stays shared.
+    Memory layout, device and ``requires_grad`` do not count. Operators read the tensor piece by piece, so it
+    stays shared.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ def begin(dtype: torch.dtype, shape: tuple[int, ...]) -> hashlib._Hash:
 
 
 def pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor in C order; each piece is valid until the next one is asked for."""
+    """Yield the bytes of a tensor in C order; each piece is valid until the next one is requested."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     # An expanded or transposed tensor is copied block by block, never as a whole.
     bits = plain.view(INTEGERS[plain.element_size()])

@@ -1,4 +1,4 @@
-"""Pictures, for those who have matplotlib."""
+"""Charts, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRIVATE, SHARED, INK = "#D55E00", "#0072B2", "#808080"
 
 
 def memory_bars(memory: Memory, path: str | None) -> Any:
-    """Draw one bar for each object: private memory and its fair share of what is shared, against its deep copy."""
+    """Draw one bar for each object: private memory and its fair share of shared blocks, against its deep copy."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

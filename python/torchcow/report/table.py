@@ -70,7 +70,7 @@ class Table:
 
 
 class Tabular:
-    """What prints itself as its `_table()`: with print, with rich, and in a notebook."""
+    """An object that prints as its `_table()`: with print, with rich, and in a notebook."""
 
     def _table(self) -> Table:
         raise NotImplementedError

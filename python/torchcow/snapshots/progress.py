@@ -15,7 +15,7 @@ DELAY = 1.0  # seconds
 def reporting(
     what: str, total: int, progress: bool | Callable[[int, int], object] | None
 ) -> Iterator[Callable[[], None]]:
-    """Give out a function to call after each of ``total`` parts of the work.
+    """Yield a function to call after each of ``total`` parts of the work.
 
     ``progress`` None: a bar on stderr, if that is a terminal and the work takes longer than a second. True: a bar on
     stderr in any case. False: nothing. A function: it is called with how many parts are done, and the total.

@@ -1,4 +1,4 @@
-"""The protocol by which torchcow finds its way through the objects of a framework."""
+"""The protocol that tells torchcow of which parts the objects of a framework consist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Reducer = Callable[[Any], Any]
 
 
 class Adapter(Protocol):
-    """What objects of some classes consist of, by name.
+    """The parts of objects of some classes, by name.
 
     :class:`torchcow.objects.adapters.attributes.Attributes` has an answer to each question; an adapter derives from it
     and gives other answers where its framework is different. :func:`torchcow.objects.adapters.register` makes it known.
