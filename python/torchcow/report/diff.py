@@ -17,12 +17,12 @@ Status = Literal["shared", "equal", "different", "added", "removed"]
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """How one tensor differs: ``status``, and what is known about it.
+    """The difference of one tensor: ``status``, and the figures below.
 
     ``bytes`` is the size of the tensor's elements in the second object (in the first, if it was removed). ``norm`` is
-    the Euclidean norm of second minus first, ``relative`` that divided by the norm of the first; both are NaN where a
-    difference makes no sense: another shape or kind of number, or only one tensor. ``change`` says in words what
-    differs beside the numbers.
+    the Euclidean norm of second minus first, ``relative`` that norm divided by the norm of the first. Both are NaN
+    where the shapes or kinds of number differ, or where there is only one tensor. ``change`` describes other
+    differences in words.
     """
 
     status: Status
@@ -34,7 +34,7 @@ class TensorDiff:
 
 @dataclass(frozen=True)
 class Diff(Tabular):
-    """The tensors of two objects by dotted name. ``print(diff)`` shows a table of what is not shared."""
+    """The tensors of two objects by dotted name. ``print(diff)`` shows a table of those that are not shared."""
 
     tensors: Mapping[str, TensorDiff]
 
@@ -67,7 +67,7 @@ class Diff(Tabular):
 
 
 def diff(a: Any, b: Any) -> Diff:
-    """Compare the tensors of two objects by dotted name; nothing is un-shared by it.
+    """Compare the tensors of two objects by dotted name. Shared tensors stay shared.
 
     The cheapest test comes first: tensors over the same block at the same place are *shared*, and no byte is read. Then
     bits are compared: *equal* or *different* (so a NaN equals the same NaN, and 0.0 differs from -0.0). Gradients are
@@ -75,7 +75,7 @@ def diff(a: Any, b: Any) -> Diff:
 
     Args:
         a: a module, an optimizer, a container, a tensor or a :class:`torchcow.Prototype`.
-        b: what to compare it with; ``added`` tensors are only there, ``removed`` ones only in ``a``.
+        b: the object to compare with ``a``; ``added`` tensors are only in ``b``, ``removed`` ones only in ``a``.
 
     Raises:
         TypeError: ``a`` or ``b`` is a plain value or code, which holds no tensor.

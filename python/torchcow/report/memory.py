@@ -1,4 +1,4 @@
-"""``memory``: what objects take, together and each, and what deep copies would take."""
+"""``memory``: the memory of objects, together and each, and that of deep copies."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class _Holding(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory(Tabular):
-    """What a set of objects takes, in bytes.
+    """The memory of a set of objects, in bytes.
 
-    ``logical`` is what deep copies would take; ``unique`` what is allocated for these objects, each block once;
-    ``private`` the part that no other tensor shares; ``shared`` the blocks that are shared with anybody;
+    ``logical`` is the size of deep copies; ``unique`` the bytes that are allocated for these objects, each block once;
+    ``private`` the part that no other tensor shares; ``shared`` the blocks that any other tensor shares;
     ``fair_share`` private bytes plus each shared block's bytes divided by its sharers: over all sharers of the
-    process, fair shares add up to what is allocated. NumPy arrays count as private.
+    process, fair shares add up to the bytes that are allocated. NumPy arrays count as private.
 
-    :meth:`by_object`, :meth:`by_device` and :meth:`by_module` say the same about the parts. What lies in several parts
+    :meth:`by_object`, :meth:`by_device` and :meth:`by_module` have the same sums for parts. A tensor in several parts
     (a tie) counts in each, but its fair share is divided among them, so that fair shares of parts add up to that of the
     whole. ``print(memory)`` shows a table, as does a notebook; :meth:`to_dict` is for programs, :meth:`plot` draws.
     """
@@ -92,10 +92,10 @@ class Memory(Tabular):
         }
 
     def plot(self, path: str | None = None) -> Any:
-        """Draw one stacked bar for each object, private and fair share of what is shared, against its deep copy.
+        """Draw one stacked bar for each object, private memory and fair share of shared blocks, against its deep copy.
 
         Args:
-            path: where to save the picture (``.png``, ``.svg``, ...); nothing is saved without it.
+            path: where to save the chart (``.png``, ``.svg``, ...); nothing is saved without it.
 
         Returns:
             The figure of matplotlib.
@@ -141,7 +141,7 @@ class Memory(Tabular):
 
 
 def memory(*objs: Any) -> Memory:
-    """Return what ``objs`` take together; tensors that occur twice count once.
+    """Return the memory of ``objs`` together; tensors that occur twice count once.
 
     Args:
         objs: modules, optimizers, tensors, :class:`torchcow.Prototype`, and containers or iterators of these.

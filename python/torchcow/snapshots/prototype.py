@@ -1,4 +1,4 @@
-"""``Prototype``: a private snapshot of an object, from which everything else is cloned."""
+"""``Prototype``: a private snapshot of an object, from which clones are made."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _NOTHING = object()
 
 @whole
 class Prototype:
-    """A snapshot of an object that nobody can change, and the way to get clones of it.
+    """A snapshot of an object that does not change, and that makes clones of the object.
 
     The snapshot is taken copy-on-write and shares memory with ``obj`` and with the clones. Later writes to ``obj`` or
-    to a clone do not reach it. What belongs together is snapshot together: the optimizer in
+    to a clone do not reach it. Put objects that belong together into one prototype: the optimizer in
     ``Prototype({"model": model, "optimizer": optimizer})`` drives the model beside it, in each clone. Any number of
     threads may use one prototype at once. Copies of a prototype are prototypes of the same snapshot.
 
-    When a prototype is made, one clone is made as well and thrown away, to see that it can be done.
+    The constructor also makes one clone and drops it, to find out whether that is possible.
 
     Args:
         obj: anything that can be cloned: a module, or a dict or dataclass of model, optimizer, scheduler, preprocessing
             and metrics.
-        name: what it is called in reports.
-        metadata: what else is known about it; kept as a copy that is read-only.
-        each: called with each clone when everything else is done, before it is handed out. What it returns is ignored.
+        name: its name in reports.
+        metadata: further facts; kept as a copy that is read-only.
+        each: called with each clone when everything else is done, before it is returned. Its result is ignored.
         share: dotted paths of components that are not cloned: all clones have the same object.
-        drop: dotted paths of components in whose place clones have None.
-        rebuild: functions without arguments by dotted path. Each clone has what its own call of the function returns.
+        drop: dotted paths of components that are None in clones.
+        rebuild: functions without arguments by dotted path. Each clone gets the result of a call of its own.
 
     Raises:
         CloneError: components cannot be cloned, such as locks, open files and CUDA graphs, and are not named in
@@ -93,12 +93,12 @@ class Prototype:
 
     @property
     def name(self) -> str | None:
-        """What it is called in reports."""
+        """Its name in reports."""
         return self._name
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What was given as metadata, read-only."""
+        """The metadata that was given, read-only."""
         return self._metadata
 
     def clone(self, /, deep: bool = True, **changes: Any) -> Any:
@@ -106,12 +106,12 @@ class Prototype:
 
         Args:
             deep: True for a copy-on-write clone, which is independent of everything else. False for a shallow clone:
-                what ``copy.copy`` makes of one deep clone, the same for all shallow clones of this prototype. They have
-                their own attributes, or items, and everything below in common with one another, but not with the
-                snapshot or with deep clones.
+                ``copy.copy`` of one deep clone, the same for all shallow clones of this prototype. Each has its own
+                attributes, or items; the objects behind them are common to all shallow clones, but not to the
+                snapshot or to deep clones.
             changes: new values by dotted path, ``clone(**{"dropout.p": 0.3, "optimizer.lr": 1e-4})``. The values are
-                cloned as well. An option of an optimizer stands for that of all its parameter groups. What has two
-                names, as tied parameters have, gets the new value under the one that is given.
+                cloned as well. An option of an optimizer stands for that of all its parameter groups. An object with
+                two names, such as a tied parameter, gets the new value under the name that is given.
 
         Raises:
             PathError: a path leads nowhere, the message says what exists there; or what is there cannot be replaced by
@@ -148,14 +148,14 @@ class Prototype:
 
         Args:
             n: how many, 0 or more.
-            each: called with each clone and its index, after the prototype's own ``each``. What it returns is ignored.
+            each: called with each clone and its index, after the prototype's own ``each``. Its result is ignored.
             progress: None for a progress bar on stderr, if that is a terminal and the work takes longer than a second;
                 True for a bar in any case, False for none; or a function that is called with how many clones are
                 done, and ``n``.
 
         Raises:
             ValueError: ``n`` is negative.
-            TypeError: ``n`` is no whole number.
+            TypeError: ``n`` is not a whole number.
 
         Example:
             >>> import torch, torchcow
@@ -218,7 +218,7 @@ class Prototype:
         return f"Prototype({name}{_kind(self._snapshot)}, {len(tensors)} tensors, {size:,} bytes)"
 
     def __copy__(self) -> Prototype:
-        # Nobody can change the snapshot, so the copies may have the same one.
+        # The snapshot does not change, so the copies may have the same one.
         new = object.__new__(type(self))
         new.__dict__.update(self.__dict__, _lock=threading.RLock(), _shallow=_NOTHING)
         return new

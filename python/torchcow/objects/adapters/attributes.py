@@ -37,7 +37,7 @@ class Attributes:
 
     reducers: Sequence[tuple[type, Reducer]] = ()
     foreign: tuple[type, ...] = (object,)
-    """Bases whose class attributes and properties are no names: a clone does not change them."""
+    """Bases whose class attributes and properties are no names, because a clone does not change them."""
 
     def accepts(self, obj: Any) -> bool:
         """Any object."""
