@@ -2,6 +2,7 @@
 
 #include "captured.h"
 #include "clone.h"
+#include "first_write_error.h"
 #include "materialize.h"
 
 #include <ATen/core/Tensor.h>

@@ -1,9 +1,10 @@
 #include "bindings.h"
 
+#include "accounting.h"
 #include "barrier.h"
 #include "cuda_kernels.h"
 #include "engine_state.h"
-#include "ledger.h"
+#include "events.h"
 #include "reserve.h"
 #include "reshare.h"
 #include "share.h"
@@ -28,7 +29,7 @@ c10::StorageImpl* storage_of(const at::Tensor& tensor) {
 
 py::tuple event_tuple(const Event& event) {
   return py::make_tuple(to_string(event.kind), to_string(event.way), event.operator_name, event.bytes,
-                        to_string(event.reason), explain(event.reason), event.device.str(),
+                        to_string(event.reason), describe(event.reason), event.device.str(),
                         reinterpret_cast<std::uintptr_t>(event.storage));
 }
 

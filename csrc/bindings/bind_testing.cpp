@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "allocate.h"
 #include "captured.h"
 #include "materialize.h"
 #include "retire.h"

@@ -4,14 +4,14 @@
 #include "clone.h"
 #include "cuda_kernels.h"
 #include "inter_op.h"
-#include "write_hook.h"
+#include "materialize.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "The native engine of torchcow.";
   torchcow::refuse_other_torch();
   torchcow::install_gil_hooks();
   torchcow::inter_op::watch();
-  torchcow::write_hook::install();
+  torchcow::install_write_hook();
   torchcow::install_barrier();
   torchcow::install_cuda_kernels();
   torchcow::install_entries();

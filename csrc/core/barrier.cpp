@@ -14,17 +14,6 @@
 
 namespace torchcow {
 
-c10::StorageImpl* storage_of(const at::Tensor& tensor) noexcept {
-  const auto* impl = tensor.unsafeGetTensorImpl();
-  return impl->has_storage() ? impl->unsafe_storage().unsafeGetStorageImpl() : nullptr;
-}
-
-bool covers_storage(const at::Tensor& tensor) {
-  const auto* impl = tensor.unsafeGetTensorImpl();
-  return !impl->has_symbolic_sizes_strides() && impl->storage_offset() == 0 && impl->is_non_overlapping_and_dense() &&
-         static_cast<std::size_t>(impl->numel()) * impl->itemsize() == storage_of(tensor)->nbytes();
-}
-
 bool any_shared(const Writes& writes) noexcept {
   return std::any_of(writes.targets.begin(), writes.targets.end(),
                      [](const WriteTarget& target) { return write_hook::looks_armed(*target.storage); });

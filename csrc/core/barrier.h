@@ -40,12 +40,6 @@ inline c10::DispatchKeySet below_barrier(c10::DispatchKeySet keys) {
   return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, barrier_key);
 }
 
-/// The storage of a tensor that has one, or nullptr.
-[[nodiscard]] c10::StorageImpl* storage_of(const at::Tensor& tensor) noexcept;
-
-/// Does the tensor cover every byte of its storage?
-[[nodiscard]] bool covers_storage(const at::Tensor& tensor);
-
 /// What one call writes: the storages, and the tensors that it overwrites.
 struct Writes {
   c10::SmallVector<WriteTarget, 4> targets;

@@ -20,10 +20,6 @@ const at::Tensor* as_tensor(const T& argument) {
   return nullptr;
 }
 
-const at::Tensor* as_tensor(const std::optional<at::Tensor>& argument) {
-  return argument.has_value() ? &*argument : nullptr;
-}
-
 /// All operators here write `self`, their first argument, and nothing else.
 template <typename Op, typename Signature = typename Op::schema>
 struct Fast;
@@ -51,7 +47,9 @@ struct Fast<Op, Result(at::Tensor&, Rest...)> {
 
  private:
   static Writes writes_of(const at::Tensor& self, c10::StorageImpl* storage, const std::decay_t<Rest>&... rest) {
-    const auto reads = [&](const at::Tensor* other) { return other != nullptr && storage_of(*other) == storage; };
+    [[maybe_unused]] const auto reads = [&](const at::Tensor* other) {
+      return other != nullptr && storage_of(*other) == storage;
+    };
     const bool alone = !(reads(as_tensor(rest)) || ...);
     Writes writes;
     const bool whole = traits().overwrites && alone && covers_storage(self);

@@ -1,7 +1,5 @@
 #include "block.h"
 
-#include "stream_order.h"
-
 namespace torchcow {
 
 void Block::link(Sharer& sharer) noexcept {

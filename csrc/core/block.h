@@ -1,7 +1,8 @@
 #pragma once
 
+#include "storage.h"
+
 #include <c10/core/Allocator.h>
-#include <c10/core/StorageImpl.h>
 #include <c10/core/Stream.h>
 
 #include <cstddef>
@@ -35,8 +36,6 @@ namespace torchcow {
 struct Block;
 class Reserve;
 class StreamOrder;
-
-using WeakStorage = c10::weak_intrusive_ptr<c10::StorageImpl>;
 
 /// One storage that reads `bytes` bytes of `block`, from `offset` on.
 struct Sharer {
@@ -98,12 +97,6 @@ struct Block {
   void link(Sharer& sharer) noexcept;
   void unlink(Sharer& sharer) noexcept;
 };
-
-/// References to a storage that its Python object accounts for: that object lives as long as the storage,
-/// and holds it once.
-[[nodiscard]] inline std::size_t python_references(const c10::StorageImpl& storage) noexcept {
-  return storage.pyobj_slot()->load_pyobj() != nullptr ? 1 : 0;
-}
 
 inline const void* Sharer::data() const noexcept { return static_cast<const char*>(block->data.get()) + offset; }
 

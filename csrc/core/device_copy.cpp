@@ -55,11 +55,6 @@ void queue(const std::vector<DeviceCopy>& copies, c10::Device device, const c10:
 
 }  // namespace
 
-c10::DataPtr allocate_on(c10::Device device, c10::Allocator& allocator, std::size_t bytes) {
-  const c10::DeviceGuard guard(device);
-  return allocator.allocate(bytes);
-}
-
 void copy_on_device(const std::vector<DeviceCopy>& copies) {
   std::set<c10::DeviceIndex> done;
   for (auto& first : copies) {

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-/// Memory and copies on devices, through c10's device-generic interfaces and torch's own operators.
+/// Copies on devices, through c10's device-generic interfaces and torch's own operators.
 ///
 /// Streams: copies are queued on the current stream of their device, after the block's `ready` event,
 /// and leave an event on the block. Small copies go in one launch where the device has a kernel for it
@@ -18,8 +18,6 @@ struct DeviceCopy {
   std::size_t bytes;
   Block* block;
 };
-
-c10::DataPtr allocate_on(c10::Device device, c10::Allocator& allocator, std::size_t bytes);
 
 void copy_on_device(const std::vector<DeviceCopy>& copies);
 

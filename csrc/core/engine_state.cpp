@@ -1,28 +1,19 @@
 #include "engine_state.h"
 
+#include "fork.h"
 #include "host_pages.h"
-#include "ledger.h"
-#include "retire.h"
 #include "stream_order.h"
-#include "writing.h"
 
-#include <pthread.h>
-
+#include <chrono>
 #include <utility>
 
 namespace torchcow {
 
 namespace {
 
-void before_fork() {
-  engine().mutex.lock();
-  hold_ledger_over_fork(true);
-}
+void before_fork() { engine().mutex.lock(); }
 
-void after_fork_in_parent() {
-  hold_ledger_over_fork(false);
-  engine().mutex.unlock();
-}
+void after_fork_in_parent() { engine().mutex.unlock(); }
 
 /// A claim of the thread that lives on in the child goes on, and its epoch with it.
 void renew_own_claims() {
@@ -40,10 +31,11 @@ void after_fork_in_child() {
   ++self.fork_epoch;
   // Waiters of the parent do not exist here; a condition variable that remembers them is replaced.
   new (&self.claims_changed) std::condition_variable();
-  forget_other_writers();
-  hold_ledger_over_fork(false);
   self.mutex.unlock();
 }
+
+const AtFork at_fork(ForkStage::engine,
+                     {.before = &before_fork, .in_parent = &after_fork_in_parent, .in_child = &after_fork_in_child});
 
 void push(Block*& list, Block& block) noexcept {
   block.previous = nullptr;
@@ -60,12 +52,8 @@ void drop(Block*& list, Block& block) noexcept {
 }  // namespace
 
 EngineState& engine() noexcept {
-  static EngineState& instance = []() -> EngineState& {
-    auto* made = new EngineState();
-    pthread_atfork(&before_fork, &after_fork_in_parent, &after_fork_in_child);
-    return *made;
-  }();
-  return instance;
+  static auto* instance = new EngineState();
+  return *instance;
 }
 
 Garbage::~Garbage() {
@@ -108,24 +96,6 @@ void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   lock.unlock();
   if (hooks.acquire != nullptr) hooks.acquire(token);
   lock.lock();
-}
-
-void leave(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept {
-  auto& self = engine();
-  Block& block = *sharer.block;
-  block.unlink(sharer);
-  --self.sharer_count;
-  garbage.add(sharer);
-  if (!former_sharer.empty()) {
-    former_sharer.front().left_at = steady_seconds();
-    block.former_sharers.splice(block.former_sharers.end(), former_sharer);
-    prune_former_sharers(block, garbage);
-  }
-  if (block.sharer_count == 0) {
-    self.remove(block);
-    garbage.nothing_shared = self.block_count == 0;
-    retire(block, garbage);
-  }
 }
 
 }  // namespace torchcow

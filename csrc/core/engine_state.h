@@ -73,8 +73,4 @@ EngineState& engine() noexcept;
 /// Waits, with `lock` given up and the blocking hooks around it, until some claim has changed.
 void wait_for_claims(std::unique_lock<std::mutex>& lock);
 
-/// Takes `sharer` off its block and puts it into the garbage; the block is retired or follows if that was the last one.
-/// `former_sharer`: the storage, if it lives on elsewhere and may still be read in the block (I3); otherwise empty.
-void leave(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept;
-
 }  // namespace torchcow

@@ -1,9 +1,10 @@
 #include "host_copy.h"
 
+#include "fork.h"
+
 #include <ATen/Parallel.h>
 
 #include <dlfcn.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -14,7 +15,7 @@ namespace torchcow::host {
 namespace {
 
 std::atomic<bool> child_of_fork{false};
-const int fork_is_watched = pthread_atfork(nullptr, nullptr, [] { child_of_fork = true; });
+const AtFork at_fork(ForkStage::host_copy, {.in_child = [] { child_of_fork = true; }});
 
 /// What compilers call for `#pragma omp parallel`. Looked up in the library that torch has loaded: the pragma itself
 /// would need a library to link with, and a second one would have a pool of its own.

@@ -1,8 +1,9 @@
 #include "host_pages.h"
 
+#include "fork.h"
+
 #include <c10/core/CPUAllocator.h>
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -36,13 +37,15 @@ struct Kept {
 };
 
 Kept& kept() noexcept {
-  static Kept& instance = []() -> Kept& {
-    static auto* made = new Kept();
-    pthread_atfork([] { made->mutex.lock(); }, [] { made->mutex.unlock(); }, [] { made->mutex.unlock(); });
-    return *made;
-  }();
-  return instance;
+  static auto* instance = new Kept();
+  return *instance;
 }
+
+void lock_kept() { kept().mutex.lock(); }
+void unlock_kept() { kept().mutex.unlock(); }
+
+const AtFork at_fork(ForkStage::host_pages,
+                     {.before = &lock_kept, .in_parent = &unlock_kept, .in_child = &unlock_kept});
 
 std::size_t up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 

@@ -1,19 +1,18 @@
 #include "materialize.h"
 
+#include "allocate.h"
 #include "device_copy.h"
+#include "first_write_error.h"
 #include "host_copy.h"
-#include "host_pages.h"
 #include "reserve.h"
 #include "retire.h"
 #include "stream_order.h"
 #include "write_hook.h"
 
-#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstring>
 #include <optional>
@@ -23,9 +22,7 @@ namespace torchcow {
 
 namespace {
 
-std::atomic<std::int64_t> allocations_left{-1};
 std::atomic<bool> poison{false};
-std::string (*resolve_name)(const c10::StorageImpl*) = nullptr;
 std::atomic<void (*)(const Event&) noexcept> listen{nullptr};
 
 struct Job {
@@ -39,21 +36,6 @@ struct Job {
 };
 
 using Jobs = std::vector<Job>;
-
-c10::DataPtr allocate_on_host(c10::Allocator& allocator, std::size_t bytes) {
-  if (&allocator == c10::GetDefaultCPUAllocator()) {
-    if (auto pages = host::allocate_pages(bytes)) return pages;
-  }
-  c10::DataPtr memory;
-  try {
-    memory = allocator.allocate(bytes);
-  } catch (const std::exception&) {
-    if (host::drop_kept() == 0) throw;
-    memory = allocator.allocate(bytes);
-  }
-  host::advise_huge_pages(memory.get(), bytes);
-  return memory;
-}
 
 void take_reserved(Job& job) {
   if (!job.sharer->reserve) return;
@@ -77,60 +59,6 @@ void allocate(Job& job) {
   if (job.sharer->home && (reserved || *job.sharer->home != here)) {
     guard.recordDataPtrOnStream(job.memory, *job.sharer->home);
   }
-}
-
-/// Why a job could not be done, for the error message: that is worded when the claims are given back, as the name
-/// comes from Python, where everything may run meanwhile.
-struct Trouble {
-  const c10::StorageImpl* storage;
-  std::size_t bytes;
-  c10::Device device;
-  std::size_t sharers;
-  bool capture;
-  std::array<const c10::StorageImpl*, 8> others{};  ///< some that share it
-};
-
-Trouble trouble_of(const Job& job, bool capture) {
-  const Block& block = *job.sharer->block;
-  std::lock_guard lock(engine().mutex);
-  Trouble trouble{job.storage, job.sharer->bytes, block.device(), block.sharer_count, capture};
-  std::size_t known = 0;
-  for (auto* other = block.sharers; other != nullptr && known < trouble.others.size(); other = other->next) {
-    if (other != job.sharer && other->storage != nullptr) trouble.others[known++] = other->storage;
-  }
-  return trouble;
-}
-
-std::string name_of(const c10::StorageImpl* storage) {
-  return resolve_name != nullptr && storage != nullptr ? resolve_name(storage) : std::string();
-}
-
-/// ", among them A.weight, B.weight", or nothing.
-std::string others_of(const Trouble& trouble) {
-  std::vector<std::string> names;
-  for (const auto* storage : trouble.others) {
-    auto name = name_of(storage);
-    if (!name.empty() && std::find(names.begin(), names.end(), name) == names.end()) names.push_back(std::move(name));
-    if (names.size() == 3) break;
-  }
-  std::string text;
-  for (const auto& name : names) text += (text.empty() ? ", among them " : ", ") + name;
-  return text;
-}
-
-std::string explain(const Trouble& trouble, const Cause& cause) {
-  const auto name = name_of(trouble.storage);
-  const auto tensor =
-      c10::str(name.empty() ? "a shared tensor" : name, " (", trouble.bytes, " bytes on ", trouble.device, ")");
-  if (trouble.capture) {
-    return c10::str("torchcow: ", cause.operator_name, " makes the first write to ", tensor,
-                    " while a graph is being captured. The copy would become a part of the graph. "
-                    "Call torchcow.materialize(...) on what the graph writes before the capture.");
-  }
-  return c10::str("torchcow: no memory for the first write to ", tensor, " by ", cause.operator_name,
-                  ". It is shared by ", trouble.sharers, " tensors", others_of(trouble),
-                  ". Nothing was changed: all still share and hold what they held. "
-                  "Free memory (torchcow.materialize takes it earlier) and try again.");
 }
 
 bool whole(const Sharer& sharer) { return sharer.offset == 0 && sharer.bytes == sharer.block->bytes; }
@@ -185,7 +113,7 @@ void release_claims(Jobs& jobs) noexcept {
     }
     job.sharer->claimed = false;
     if (job.way == Way::steal) job.sharer->block->taken = false;
-    if (job.sharer->storage == nullptr) leave(*job.sharer, {}, garbage);
+    if (job.sharer->storage == nullptr) detach(*job.sharer, {}, garbage);
   }
   state.claims_changed.notify_all();
 }
@@ -198,10 +126,10 @@ bool forbidden_by_capture(const Job& job) {
   return waits && capturing(stream);
 }
 
-void prepare(Jobs& jobs, const Cause& cause, std::optional<Trouble>& trouble) {
+void prepare(Jobs& jobs, const Cause& cause, std::optional<FailureContext>& failure) {
   for (auto& job : jobs) {
     if (forbidden_by_capture(job)) {
-      trouble = trouble_of(job, true);
+      failure = failure_context(*job.sharer, job.storage, true);
       TORCH_CHECK(false, "torchcow: a first write while a graph is being captured");
     }
     if (job.way == Way::steal) continue;
@@ -211,7 +139,7 @@ void prepare(Jobs& jobs, const Cause& cause, std::optional<Trouble>& trouble) {
     try {
       allocate(job);
     } catch (const c10::Error&) {
-      trouble = trouble_of(job, false);
+      failure = failure_context(*job.sharer, job.storage, false);
       throw;
     }
   }
@@ -249,7 +177,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
     Sharer& sharer = *job.sharer;
     sharer.claimed = false;
     if (sharer.storage == nullptr) {  // resized by another thread meanwhile
-      leave(sharer, {}, garbage);
+      detach(sharer, {}, garbage);
       continue;
     }
     Block& block = *sharer.block;
@@ -260,7 +188,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
       c10::DataPtr memory = std::move(block.data);
       block.data = c10::DataPtr(nullptr, memory.device());
       write_hook::reseat(*job.storage, std::move(memory), from_hook);
-      leave(sharer, {}, garbage);
+      detach(sharer, {}, garbage);
     } else {
       write_hook::reseat(*job.storage, std::move(job.memory), from_hook);
       if (job.way == Way::skip) {
@@ -268,7 +196,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
             {c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(job.storage), &sharer, std::move(job.former_sharer)});
         continue;
       }
-      leave(sharer, std::move(job.former_sharer), garbage);
+      detach(sharer, std::move(job.former_sharer), garbage);
     }
   }
   sweep_retired(garbage);
@@ -295,19 +223,19 @@ void tell(const std::vector<Event>& news) noexcept {
 bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook) {
   Jobs jobs;
   Garbage garbage;
-  std::optional<Trouble> trouble;
+  std::optional<FailureContext> failure;
   std::vector<Event> news;
   try {
     // A reader in another thread must find old or new values, never memory that nobody has written yet.
     claim(targets, skipped != nullptr && alone(), cause, from_hook, jobs);
     if (jobs.empty()) return false;
     if (skipped != nullptr) skipped->reserve(skipped->size() + jobs.size());
-    prepare(jobs, cause, trouble);
+    prepare(jobs, cause, failure);
     copy_bytes(jobs, cause);
     news = news_of(jobs, cause);
   } catch (c10::Error& error) {
     release_claims(jobs);
-    if (trouble) error.add_context(explain(*trouble, cause));
+    if (failure) error.add_context(describe(*failure, cause.operator_name));
     throw;
   } catch (...) {
     release_claims(jobs);
@@ -346,36 +274,12 @@ void finish_skipped(Skipped& skipped, std::size_t written) {
   }
   Garbage garbage;
   std::lock_guard lock(engine().mutex);
-  leave(keeper, std::move(skipped.former_sharer), garbage);
+  detach(keeper, std::move(skipped.former_sharer), garbage);
 }
 
-void write_hook::dropped(Sharer* sharer) noexcept {
-  if (auto& order = sharer->block->order) {
-    try {
-      order->record_stream(sharer->block->data, current_stream(sharer->block->device()));
-    } catch (...) {
-      // At exit the device may be gone.
-    }
-  }
-  Garbage garbage;
-  auto& state = engine();
-  std::lock_guard lock(state.mutex);
-  sharer->storage = nullptr;
-  if (state.claimed(*sharer)) return;  // the claimant cleans up
-  leave(*sharer, {}, garbage);
-  sweep_retired(garbage);
-}
+void install_write_hook() { write_hook::install({.first_write = &first_write, .dropped = &storage_dropped}); }
 
-c10::DataPtr allocate_for(c10::Device device, c10::Allocator& allocator, std::size_t bytes) {
-  if (allocations_left >= 0 && allocations_left-- == 0) {
-    TORCH_CHECK_WITH(OutOfMemoryError, false, "torchcow: allocation failed on request of a test");
-  }
-  return device.is_cpu() ? allocate_on_host(allocator, bytes) : allocate_on(device, allocator, bytes);
-}
-
-void set_name_resolver(std::string (*resolve)(const c10::StorageImpl*)) noexcept { resolve_name = resolve; }
 void set_listener(void (*listener)(const Event&) noexcept) noexcept { listen = listener; }
-void fail_allocation(std::int64_t after) noexcept { allocations_left = after; }
 void poison_skipped(bool on) noexcept { poison = on; }
 
 }  // namespace torchcow

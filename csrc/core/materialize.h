@@ -2,12 +2,11 @@
 
 #include "block.h"
 #include "engine_state.h"
-#include "ledger.h"
+#include "events.h"
 #include "writing.h"
 
 #include <c10/util/ArrayRef.h>
 
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -51,25 +50,19 @@ struct Skipped {
 /// Throws what the allocator throws, with the tensors' sizes added, and then nothing has changed.
 void materialize(c10::ArrayRef<WriteTarget> targets, const Cause& cause, std::vector<Skipped>* skipped = nullptr);
 
-/// Memory for a storage that will be written. Throws what the allocator throws.
-c10::DataPtr allocate_for(c10::Device device, c10::Allocator& allocator, std::size_t bytes);
-
 /// The operator succeeded and wrote all but the bytes from `written` on: copies those, and forgets.
 void finish_skipped(Skipped& skipped, std::size_t written);
 
 /// Called by the write hook. False: another thread was first, or the storage is no sharer any more.
 bool first_write(c10::StorageImpl* storage);
 
-/// Installed by the bindings: the dotted name of the tensor over a storage with this identity, for error messages; may
-/// be empty. Called on failures only, without any lock.
-void set_name_resolver(std::string (*resolve)(const c10::StorageImpl* storage)) noexcept;
+/// Installs the write hook. Once, before the first storage is armed.
+void install_write_hook();
 
 /// Installed by the bindings: told of each materialization, when its claims are given back and before the write goes
 /// on, by the thread that writes. It must not throw.
 void set_listener(void (*listener)(const Event& event) noexcept) noexcept;
 
-/// Tests: lets allocation number `after` (from now on, 0-based) fail once; -1 for never.
-void fail_allocation(std::int64_t after) noexcept;
 /// Tests: fills skipped memory with a pattern, so that a byte that was not overwritten shows.
 void poison_skipped(bool on) noexcept;
 

@@ -1,6 +1,6 @@
 #include "pin.h"
 
-#include "engine_state.h"
+#include "retire.h"
 
 namespace torchcow {
 
@@ -13,7 +13,7 @@ Pin::~Pin() {
   if (sharer_ == nullptr) return;
   Garbage garbage;
   std::lock_guard lock(engine().mutex);
-  leave(*sharer_, {}, garbage);
+  detach(*sharer_, {}, garbage);
 }
 
 }  // namespace torchcow

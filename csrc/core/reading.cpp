@@ -1,5 +1,6 @@
 #include "reading.h"
 
+#include "allocate.h"
 #include "device_copy.h"
 #include "host_copy.h"
 #include "materialize.h"

@@ -1,5 +1,6 @@
 #include "relocate.h"
 
+#include "retire.h"
 #include "write_hook.h"
 
 #include <memory>
@@ -16,7 +17,7 @@ void relocate(Sharer& sharer, Block& block, std::size_t offset, Garbage& garbage
   write_hook::move(*sharer.storage, *moved);
   block.link(*moved.release());
   ++engine().sharer_count;
-  leave(sharer, std::move(former_sharer), garbage);
+  detach(sharer, std::move(former_sharer), garbage);
 }
 
 }  // namespace torchcow

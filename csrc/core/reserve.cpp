@@ -1,7 +1,7 @@
 #include "reserve.h"
 
+#include "allocate.h"
 #include "engine_state.h"
-#include "materialize.h"
 #include "write_hook.h"
 
 #include <unistd.h>

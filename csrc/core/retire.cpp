@@ -1,6 +1,7 @@
 #include "retire.h"
 
 #include "inter_op.h"
+#include "stream_order.h"
 
 #include <algorithm>
 #include <chrono>
@@ -48,6 +49,41 @@ void retire(Block& block, Garbage& garbage) noexcept {
   } else {
     garbage.add(block);
   }
+}
+
+void detach(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept {
+  auto& self = engine();
+  Block& block = *sharer.block;
+  block.unlink(sharer);
+  --self.sharer_count;
+  garbage.add(sharer);
+  if (!former_sharer.empty()) {
+    former_sharer.front().left_at = steady_seconds();
+    block.former_sharers.splice(block.former_sharers.end(), former_sharer);
+    prune_former_sharers(block, garbage);
+  }
+  if (block.sharer_count == 0) {
+    self.remove(block);
+    garbage.nothing_shared = self.block_count == 0;
+    retire(block, garbage);
+  }
+}
+
+void storage_dropped(Sharer* sharer) noexcept {
+  if (auto& order = sharer->block->order) {
+    try {
+      order->record_stream(sharer->block->data, current_stream(sharer->block->device()));
+    } catch (...) {
+      // At exit the device may be gone.
+    }
+  }
+  Garbage garbage;
+  auto& state = engine();
+  std::lock_guard lock(state.mutex);
+  sharer->storage = nullptr;
+  if (state.claimed(*sharer)) return;  // the claimant cleans up
+  detach(*sharer, {}, garbage);
+  sweep_retired(garbage);
 }
 
 void sweep_retired(Garbage& garbage) noexcept {

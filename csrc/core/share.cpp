@@ -191,10 +191,6 @@ c10::intrusive_ptr<c10::StorageImpl> SharingCall::share(c10::StorageImpl& source
 
 namespace {
 
-c10::StorageImpl* storage_of(const c10::TensorImpl& tensor) {
-  return tensor.has_storage() ? tensor.unsafe_storage().unsafeGetStorageImpl() : nullptr;
-}
-
 /// Is the block that `storage` shares on probation with `call`? Only then its references are looked at.
 bool on_probation(const c10::StorageImpl& storage, const SharingCall* call) {
   const Sharer* sharer = write_hook::sharer_of(storage);

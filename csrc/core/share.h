@@ -1,7 +1,7 @@
 #pragma once
 
 #include "block.h"
-#include "ledger.h"
+#include "events.h"
 #include "stream_order.h"
 
 #include <c10/core/TensorImpl.h>

@@ -10,8 +10,8 @@
 /// The rest of the engine does not know which.
 ///
 /// An *armed* storage's DataPtr points into a block, and its context is the sharer. When torch asks it
-/// for a mutable pointer, `first_write` (materialize.h) runs before the pointer is handed out; if that
-/// throws, the storage stays armed. When the storage drops its DataPtr, `dropped` runs.
+/// for a mutable pointer, `Handlers::first_write` runs before the pointer is handed out; if that
+/// throws, the storage stays armed. When the storage drops its DataPtr, `Handlers::dropped` runs.
 ///
 /// Threads: arm, move and reseat are called with the engine's mutex held, and change the storage so that
 /// a thread that reads it at this moment sees either the old or the new address. Both addresses are
@@ -25,8 +25,14 @@ extern const char* const name;
 /// Can two threads that ask one storage for a mutable pointer at once make torch itself throw?
 extern const bool racing_readers_break;
 
+/// What the engine does when the hook is called.
+struct Handlers {
+  bool (*first_write)(c10::StorageImpl* storage);  ///< materialize.h
+  void (*dropped)(Sharer* sharer) noexcept;        ///< retire.h
+};
+
 /// Once, before the first storage is armed.
-void install();
+void install(const Handlers& handlers);
 
 /// The sharer of an armed storage, or nullptr. Call with the engine's mutex held, or take the answer
 /// as a hint: a storage for which nobody races does not change its state.
@@ -71,8 +77,5 @@ c10::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) noexcept;
 /// Drops sharers whose storages have left without a call, and the memory of such storages (2.11 and 2.12 do not
 /// always tell).
 void sweep();
-
-/// Called by the implementations. The sharer's storage is gone, or has other memory now.
-void dropped(Sharer* sharer) noexcept;
 
 }  // namespace torchcow::write_hook

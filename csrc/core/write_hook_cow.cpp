@@ -1,5 +1,4 @@
 #include "engine_state.h"
-#include "materialize.h"
 #include "retire.h"
 #include "write_hook.h"
 
@@ -64,6 +63,8 @@ const char* const name = "cow";
 const bool racing_readers_break = true;
 
 namespace {
+
+Handlers handlers{};
 
 using Context = c10::impl::cow::COWDeleterContext;
 using Count = std::atomic<std::int64_t>;
@@ -140,7 +141,7 @@ class Hook final : public c10::Allocator {
       }
       if (sharer() == nullptr) return answer();
     }
-    first_write(storage_);
+    handlers.first_write(storage_);
     std::lock_guard lock(engine().mutex);
     return answer();
   }
@@ -350,7 +351,7 @@ class HookedStorage final : public c10::StorageImpl {
       hook = find_hook(*this);
       sharer = hook->close();
     }
-    if (sharer != nullptr) dropped(sharer);
+    if (sharer != nullptr) handlers.dropped(sharer);
     return hook;
   }
 };
@@ -377,7 +378,10 @@ Hook* hook_of(const c10::StorageImpl& storage) {
 
 }  // namespace
 
-void install() { hooked_table(); }
+void install(const Handlers& engine_handlers) {
+  handlers = engine_handlers;
+  hooked_table();
+}
 
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
   const auto* hook = hook_of(storage);
@@ -438,7 +442,7 @@ void sweep() {
     garbage.reserve(all_hooks().size());
     for (const auto& [storage, hook] : all_hooks()) hook->sweep(gone, garbage);
   }
-  for (auto* sharer : gone) dropped(sharer);
+  for (auto* sharer : gone) handlers.dropped(sharer);
 }
 
 }  // namespace torchcow::write_hook

@@ -1,5 +1,3 @@
-#include "engine_state.h"
-#include "materialize.h"
 #include "write_hook.h"
 
 #include <mutex>
@@ -12,11 +10,13 @@ const bool racing_readers_break = false;
 
 namespace {
 
+Handlers handlers{};
+
 void on_drop(void* context) {
   auto* sharer = static_cast<Sharer*>(context);
   // A resized storage lives on with other memory, and torch leaves the hook on it.
   if (sharer->storage != nullptr) sharer->storage->clear_materializer();
-  dropped(sharer);
+  handlers.dropped(sharer);
 }
 
 /// Storages whose hook may still be cleared by a thread that came second to a first write. torch clears
@@ -31,11 +31,14 @@ c10::DataPtr pointer_to(Sharer& sharer) {
   return {const_cast<void*>(sharer.data()), &sharer, &on_drop, sharer.block->device()};
 }
 
-void on_first_write(c10::StorageImpl* storage) { first_write(storage); }
+void on_first_write(c10::StorageImpl* storage) { handlers.first_write(storage); }
 
 }  // namespace
 
-void install() { late_clears(); }  // made now: `readiness` may not throw
+void install(const Handlers& engine_handlers) {
+  handlers = engine_handlers;
+  late_clears();  // made now: `readiness` may not throw
+}
 
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
   const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
@@ -49,7 +52,7 @@ bool looks_armed(const c10::StorageImpl& storage) noexcept {
 
 void came_late(c10::StorageImpl& storage, bool from_hook) {
   if (!from_hook) return;
-  late_clears().push_back(WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)));
+  late_clears().push_back(weak_reference(storage));
 }
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {

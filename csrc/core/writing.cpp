@@ -1,6 +1,7 @@
 #include "writing.h"
 
 #include "engine_state.h"
+#include "fork.h"
 
 #include <algorithm>
 
@@ -108,5 +109,7 @@ void forget_other_writers() noexcept {
   }
   *end = nullptr;
 }
+
+const AtFork at_fork(ForkStage::writing, {.in_child = [] { forget_other_writers(); }});
 
 }  // namespace torchcow

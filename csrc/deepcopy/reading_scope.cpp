@@ -1,7 +1,7 @@
 #include "reading_scope.h"
 
-#include "barrier.h"
 #include "references.h"
+#include "storage.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 

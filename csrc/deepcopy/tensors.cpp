@@ -1,5 +1,6 @@
 #include "tensors.h"
 
+#include "accounting.h"
 #include "protocol.h"
 #include "write_hook.h"
 

@@ -175,12 +175,12 @@ def test_design_knows_the_mutexes() -> None:
 
 
 def test_the_reasons_are_those_of_the_engine() -> None:
-    header = (ROOT / "csrc/core/ledger.h").read_text()
+    header = (ROOT / "csrc/core/events.h").read_text()
     enumerators = re.search(r"enum class Reason : std::uint8_t \{\n(.*?)\n\};", header, re.DOTALL)
     reasons = re.findall(r"^  (\w+),", enumerators[1], re.MULTILINE)
     rows = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", (DOCS / "semantics.md").read_text(), re.MULTILINE)
     assert rows == [reason for reason in reasons if reason != "none"]
-    words = re.findall(r'return \{\s*"(\w+)",', (ROOT / "csrc/core/ledger.cpp").read_text())
+    words = re.findall(r'return \{\s*"(\w+)",', (ROOT / "csrc/core/events.cpp").read_text())
     assert rows == words
 
 

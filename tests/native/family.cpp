@@ -1,11 +1,12 @@
 #include "family.h"
 
+#include "core/accounting.h"
+#include "core/allocate.h"
 #include "core/barrier.h"
 #include "core/inter_op.h"
 #include "core/materialize.h"
 #include "core/retire.h"
 #include "core/verify.h"
-#include "core/write_hook.h"
 
 #include <ATen/core/TensorBase.h>
 #include <ATen/ops/arange.h>
@@ -41,7 +42,7 @@ std::vector<at::Tensor> clone(const std::vector<at::Tensor>& sources) {
   for (const auto& source : sources) {
     Reason reason;
     clones.push_back(clone(call, source, reason));
-    EXPECT_TRUE(clones.back().defined()) << "not shared: " << explain(reason);
+    EXPECT_TRUE(clones.back().defined()) << "not shared: " << describe(reason);
   }
   for (const auto& made : call.made()) SharingCall::confirm(made);
   return clones;
@@ -97,7 +98,7 @@ at::Tensor numbers(std::int64_t count) { return at::arange(1, count + 1, at::kFl
 
 void EngineTest::SetUpTestSuite() {
   static const bool installed = [] {
-    write_hook::install();
+    install_write_hook();
     inter_op::watch();
     install_barrier();
     return true;

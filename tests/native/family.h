@@ -4,7 +4,7 @@
 ///
 /// `clone` does what the bindings do: share the tensor's own span, meet the source, confirm the call.
 
-#include "core/ledger.h"
+#include "core/events.h"
 #include "core/share.h"
 
 #include <ATen/core/Tensor.h>

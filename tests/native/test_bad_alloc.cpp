@@ -2,6 +2,7 @@
 //
 // Nobody's numbers change, nothing is lost or left behind, nobody waits for ever, and the operation works afterwards.
 
+#include "core/accounting.h"
 #include "core/engine_state.h"
 #include "core/materialize.h"
 #include "family.h"

@@ -2,6 +2,8 @@
 
 #include "core/materialize.h"
 
+#include "core/accounting.h"
+#include "core/allocate.h"
 #include "family.h"
 #include "hostile_allocator.h"
 

@@ -3,6 +3,8 @@
 // What relatives in different threads do must not be seen by others. What two threads do to one tensor may tear values,
 // as it does without us, but never touch freed memory.
 
+#include "core/accounting.h"
+#include "core/allocate.h"
 #include "core/materialize.h"
 #include "core/retire.h"
 #include "core/verify.h"

@@ -2,6 +2,8 @@
 
 #include "core/reading.h"
 
+#include "core/accounting.h"
+#include "core/allocate.h"
 #include "core/materialize.h"
 #include "core/reshare.h"
 #include "core/retire.h"

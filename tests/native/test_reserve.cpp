@@ -2,6 +2,7 @@
 
 #include "core/reserve.h"
 
+#include "core/allocate.h"
 #include "core/engine_state.h"
 #include "core/materialize.h"
 #include "family.h"

@@ -2,6 +2,7 @@
 
 #include "core/reshare.h"
 
+#include "core/accounting.h"
 #include "core/materialize.h"
 #include "core/retire.h"
 #include "family.h"

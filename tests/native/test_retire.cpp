@@ -2,6 +2,7 @@
 
 #include "core/retire.h"
 
+#include "core/accounting.h"
 #include "core/engine_state.h"
 #include "core/materialize.h"
 #include "core/write_hook.h"

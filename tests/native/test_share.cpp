@@ -1,5 +1,7 @@
 // Sharing: what a clone is made of, who may be shared, and how a share is taken back.
 
+#include "core/accounting.h"
+#include "core/allocate.h"
 #include "core/barrier.h"
 #include "core/materialize.h"
 #include "core/retire.h"

@@ -3,6 +3,8 @@
 
 #include "core/write_hook.h"
 
+#include "core/accounting.h"
+#include "core/allocate.h"
 #include "core/engine_state.h"
 #include "core/materialize.h"
 #include "core/retire.h"

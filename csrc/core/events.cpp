@@ -1,10 +1,7 @@
-#include "ledger.h"
+#include "events.h"
 
-#include "engine_state.h"
-#include "host_pages.h"
-#include "reserve.h"
-#include "retire.h"
-#include "write_hook.h"
+#include "fork.h"
+#include "storage.h"
 
 #include <algorithm>
 #include <deque>
@@ -41,8 +38,7 @@ struct Ring {
       known->second.event = event;
       return;
     }
-    auto weak = WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
-    causes.emplace(&storage, LastEvent{std::move(weak), recorded, event});
+    causes.emplace(&storage, LastEvent{weak_reference(storage), recorded, event});
   }
 };
 
@@ -50,6 +46,11 @@ Ring& ring() {
   static auto* instance = new Ring();
   return *instance;
 }
+
+void lock_ring() { ring().mutex.lock(); }
+void unlock_ring() { ring().mutex.unlock(); }
+
+const AtFork at_fork(ForkStage::events, {.before = &lock_ring, .in_parent = &unlock_ring, .in_child = &unlock_ring});
 
 }  // namespace
 
@@ -116,7 +117,7 @@ Words words_for(Reason reason) noexcept {
 }  // namespace
 
 const char* to_string(Reason reason) noexcept { return words_for(reason).word; }
-const char* explain(Reason reason) noexcept { return words_for(reason).sentence; }
+const char* describe(Reason reason) noexcept { return words_for(reason).sentence; }
 
 void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
             c10::StorageImpl* storage) noexcept {
@@ -180,41 +181,10 @@ void forget_causes() {
   causes.swap(self.causes);
 }
 
-void hold_ledger_over_fork(bool hold) noexcept { hold ? ring().mutex.lock() : ring().mutex.unlock(); }
-
-Totals totals() {
-  write_hook::sweep();
-  Totals sum;
-  {
-    Garbage garbage;
-    auto& state = engine();
-    std::lock_guard lock(state.mutex);
-    sweep_retired(garbage);
-    for (auto* block = state.blocks; block != nullptr; block = block->next) {
-      ++sum.blocks;
-      sum.unique_bytes += block->bytes;
-      for (auto* sharer = block->sharers; sharer != nullptr; sharer = sharer->next) {
-        ++sum.sharers;
-        sum.logical_bytes += sharer->bytes;
-      }
-    }
-    sum.reserved_bytes = reserved_bytes();
-    for (auto* block = state.retired; block != nullptr; block = block->next) {
-      ++sum.retired_blocks;
-      sum.retired_bytes += block->bytes;
-    }
-  }
-  sum.kept_bytes = host::kept_bytes();
-  std::lock_guard lock(ring().mutex);
-  sum.forgotten_events = ring().forgotten;
-  return sum;
-}
-
-Usage usage(const c10::StorageImpl& storage) {
-  std::lock_guard lock(engine().mutex);
-  const Sharer* sharer = write_hook::sharer_of(storage);
-  if (sharer == nullptr) return {nullptr, 0, 0, storage.nbytes()};
-  return {sharer->block, sharer->block->bytes, sharer->block->sharer_count, sharer->bytes, sharer->offset};
+std::size_t forgotten_events() {
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  return self.forgotten;
 }
 
 }  // namespace torchcow

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-/// The ledger: what is shared now, and why anything is not.
+/// Events: what was copied, when, and why.
 ///
 /// Each materialization and each copy made at clone time is an event. Events are kept in a ring of
 /// `event_capacity`; older ones are forgotten, and counted, and so are those for which there is no memory.
@@ -44,7 +44,7 @@ const char* to_string(Kind) noexcept;
 const char* to_string(Way) noexcept;
 const char* to_string(Reason) noexcept;
 /// The reason in a sentence.
-const char* explain(Reason) noexcept;
+const char* describe(Reason) noexcept;
 
 struct Event {
   Kind kind;
@@ -84,34 +84,7 @@ void trim_causes();
 /// Tests: forgets all of them.
 void forget_causes();
 
-/// fork: the child must find the events whole (engine_state.cpp).
-void hold_ledger_over_fork(bool hold) noexcept;
-
-/// Sums over all live blocks. Fair shares (a block's bytes divided by its sharers) add up to
-/// `unique_bytes` by definition; `fair_share` of one sharer is computed where objects are known.
-struct Totals {
-  std::size_t blocks = 0;
-  std::size_t sharers = 0;
-  std::size_t logical_bytes = 0;  ///< sum over sharers: what deep copies would take
-  std::size_t unique_bytes = 0;   ///< sum over blocks
-  std::size_t retired_blocks = 0;
-  std::size_t retired_bytes = 0;
-  std::size_t kept_bytes = 0;      ///< freed, but kept for the next first write (host_pages.h)
-  std::size_t reserved_bytes = 0;  ///< set aside for first writes (reserve.h)
-  std::size_t forgotten_events = 0;
-};
-
-Totals totals();
-
-/// What one storage takes.
-struct Usage {
-  const void* block = nullptr;  ///< identity of the block; nullptr: private memory
-  std::size_t block_bytes = 0;
-  std::size_t block_sharers = 0;
-  std::size_t bytes = 0;
-  std::size_t offset = 0;  ///< in the block
-};
-
-Usage usage(const c10::StorageImpl& storage);
+/// How many events were forgotten.
+[[nodiscard]] std::size_t forgotten_events();
 
 }  // namespace torchcow

@@ -1,9 +1,7 @@
-// The ledger: sums that add up, and a ring of events.
+// Accounting: sums that add up.
 
-#include "core/ledger.h"
+#include "core/accounting.h"
 
-#include "core/engine_state.h"
-#include "core/materialize.h"
 #include "family.h"
 
 #include <cmath>
@@ -15,7 +13,7 @@ namespace {
 using namespace torchcow;
 using namespace torchcow::testing;
 
-class Ledger : public EngineTest {};
+class Accounting : public EngineTest {};
 
 /// Fair shares of the storages add up to the unique bytes, and uses to the logical bytes, whatever happened before.
 void expect_adds_up(const std::vector<at::Tensor>& tensors) {
@@ -39,7 +37,7 @@ void expect_adds_up(const std::vector<at::Tensor>& tensors) {
 }
 
 // Broken by: `sharer_count` or a block's place in the list that is wrong after any of clone, write and drop.
-TEST_F(Ledger, FairSharesAddUp) {
+TEST_F(Accounting, FairSharesAddUp) {
   std::mt19937 random(0);
   std::vector<at::Tensor> tensors{numbers(100), numbers(200), numbers(300)};
   for (int step = 0; step < 500; ++step) {
@@ -64,32 +62,8 @@ TEST_F(Ledger, FairSharesAddUp) {
   }
 }
 
-// Broken by: a ring that grows without end; one that does not count what it forgets.
-TEST_F(Ledger, OldEventsAreForgottenAndCounted) {
-  const auto before = totals().forgotten_events;
-  for (std::size_t i = 0; i < event_capacity + 3; ++i) {
-    record(Kind::eager, Way::eager, Reason::tiny, "test", i, c10::kCPU);
-  }
-  EXPECT_EQ(totals().forgotten_events - before, 3U);
-  const auto kept = events(true);
-  ASSERT_EQ(kept.size(), event_capacity);
-  EXPECT_EQ(kept.front().bytes, 3U);
-  EXPECT_TRUE(events(false).empty());
-}
-
-// Broken by: a reason without a word or a sentence.
-TEST_F(Ledger, EveryReasonHasAWordAndASentence) {
-  std::set<std::string> words;
-  for (int i = 1; i <= static_cast<int>(Reason::kind); ++i) {
-    words.insert(to_string(static_cast<Reason>(i)));
-    EXPECT_GT(std::string(explain(static_cast<Reason>(i))).size(), 10U);
-  }
-  EXPECT_EQ(words.size(), static_cast<std::size_t>(Reason::kind));
-  EXPECT_EQ(words.count("?"), 0U);
-}
-
 // Broken by: `usage` of a storage that is no sharer.
-TEST_F(Ledger, PrivateMemory) {
+TEST_F(Accounting, PrivateMemory) {
   const auto plain = numbers(100);
   const auto used = usage(storage_impl(plain));
   EXPECT_EQ(used.block, nullptr);
