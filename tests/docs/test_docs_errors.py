@@ -24,6 +24,7 @@ EXCLUDED = {
     "NotImplementedError": "an abstract method",
     "NotPlainError": "caught by the caller",
     "typer.Exit": "how --version ends",
+    "module 'torchcow' has no attribute {}": "Python's own, for a name that a module does not have",
     "unknown kind of value: {}": "only in a database that was written by hand, with digests that fit",
     "un(deep)copyable object of type %S{}": "copy.deepcopy's own, as the next three",
     "not enough values to unpack (expected 2, got %zd)": "copy.deepcopy's own",
@@ -35,7 +36,10 @@ EXCLUDED = {
 #: Text that is put together from others, or that stands in a report and is no error.
 PARTS = {"a shared tensor", "unknown error", "CUDA driver copies ({})", "torch operators ({}{})"}
 #: Said otherwise than by raising.
-REPORTED = {"Exception ignored in a callback of torchcow.on_materialize"}
+REPORTED = {
+    "Exception ignored in: 'a callback of torchcow.on_materialize'",
+    "torchcow: error: TORCHCOW_PATCH={} is ignored: expected one of {} to turn the patch on, or {} to leave it off",
+}
 
 
 def raised() -> dict[str, str]:

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 from torchcow._native import _C
 from torchcow.engine import names as _names
@@ -164,6 +163,7 @@ def _install() -> None:
 
 def _tell(_kind: str, way: str, operator: str, size: int, device: str, storage: int, here: bool) -> None:
     stack = None
+    errors: list[BaseException] = []
     news = Materialization(way, operator, size, device, threading.current_thread().name if here else "", None, storage)
     for callback in tuple(_callbacks):
         told = news
@@ -176,18 +176,9 @@ def _tell(_kind: str, way: str, operator: str, size: int, device: str, storage: 
         try:
             callback.function(told)
         except BaseException as error:
-            _report(error, callback.function)
-
-
-def _report(error: BaseException, function: object) -> None:
-    """As the interpreter reports an exception that nobody can catch."""
-    message = "Exception ignored in a callback of torchcow.on_materialize"
-    sys.unraisablehook(
-        SimpleNamespace(
-            exc_type=type(error),
-            exc_value=error,
-            exc_traceback=error.__traceback__,
-            err_msg=message,
-            object=function,
-        )
-    )
+            errors.append(error)
+    # The engine passes what leaves this function to sys.unraisablehook; Python code cannot make that hook's argument.
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise BaseExceptionGroup("callbacks of torchcow.on_materialize", errors)
