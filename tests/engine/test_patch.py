@@ -10,6 +10,7 @@ import collections
 import copy
 import inspect
 import os
+import re
 import site
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import torchcow
+import torchcow_startup
 from support.oracle import STARTS_PROCESSES, assert_same, eager_reasons
 
 ORIGINAL = copy.deepcopy.__code__
@@ -159,10 +161,39 @@ def test_bad_arguments():
         assert id(source) in user
 
 
-def test_something_else_has_replaced_it(monkeypatch):
-    monkeypatch.setattr(copy, "deepcopy", lambda x, memo=None: x)
-    with pytest.raises(RuntimeError, match="something else has replaced it"):
-        torchcow.patch()
+def replacement(x, memo=None):
+    return x
+
+
+def test_a_replacement_is_named(monkeypatch):
+    line = replacement.__code__.co_firstlineno
+    with monkeypatch.context() as patched:
+        patched.setattr(copy, "deepcopy", replacement)
+        named = re.escape(f"replaced by {__name__}.replacement ({__file__}:{line})")
+        with pytest.raises(RuntimeError, match=named):
+            torchcow.patch()
+        patched.setattr(copy, "deepcopy", print)
+        with pytest.raises(RuntimeError, match=r"replaced by builtins.print \(no Python code\)"):
+            torchcow.patch()
+    with monkeypatch.context() as patched:
+        patched.setattr(copy.deepcopy, "__code__", replacement.__code__)
+        with pytest.raises(RuntimeError, match=re.escape(f"({__file__}:{line})")):
+            torchcow.patch()
+
+
+@STARTS_PROCESSES
+def test_a_replacement_from_before_the_import_is_not_patched():
+    code = """
+import copy
+def replacement(x, memo=None, _nil=()): return x
+copy.deepcopy = replacement
+import torch, torchcow
+try:
+    torchcow.patch()
+except RuntimeError as error:
+    print(error)
+"""
+    assert "it was replaced by __main__.replacement (<string>:3)" in run("-c", code)[1]
 
 
 def test_many_threads_patch_and_copy():
@@ -232,17 +263,43 @@ def test_a_module_is_run_unchanged():
     assert "1 loop" in out
 
 
-@STARTS_PROCESSES
-@pytest.mark.skipif(
+INSTALLED = pytest.mark.skipif(
     not any(Path(torchcow.__file__).is_relative_to(folder) for folder in site.getsitepackages()),
     reason="the package is not installed, so nothing is read when the interpreter starts",
 )
-@pytest.mark.parametrize("value", ["1", "0", "", None])
+
+
+@STARTS_PROCESSES
+@INSTALLED
+@pytest.mark.parametrize("value", ["1", "0", "false"])
 def test_the_environment_turns_it_on(value, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     code, out, err = run(str(script), str(tmp_path), "0", patch=value)
-    assert code == 0, err
+    assert (code, err) == (0, "")
     assert out.startswith(str(value == "1"))
-    code, out, _ = run("-c", "import sys; print('torch' in sys.modules, 'torchcow' in sys.modules)", patch=value)
-    assert (code, out) == (0, "False False")
+    code, out, err = run("-c", "import sys; print('torch' in sys.modules, 'torchcow' in sys.modules)", patch=value)
+    assert (code, out, err) == (0, "False False", "")
+
+
+@STARTS_PROCESSES
+@INSTALLED
+def test_a_value_that_makes_no_sense_is_reported_and_ignored():
+    code, out, err = run("-c", "import sys; print(*map(type, sys.meta_path))", patch="ture")
+    assert (code, "_AfterTorch" in out) == (0, False)
+    assert err.startswith("torchcow: error: TORCHCOW_PATCH='ture' is ignored: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "requested"),
+    [*((v, True) for v in ("1", "true", "Yes", "ON", " on ")), *((v, False) for v in ("", "0", "False", "no", "OFF"))],
+)
+def test_values_of_the_environment(value, requested, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHCOW_PATCH", value)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(torchcow_startup, "_started", False)
+    before = len(sys.meta_path)
+    torchcow_startup.start()
+    torchcow_startup.start()
+    assert torchcow_startup.is_requested() is requested is (len(sys.meta_path) == before + 1)
+    assert capsys.readouterr().err == ""

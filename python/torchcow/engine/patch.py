@@ -1,7 +1,7 @@
-"""``patch``: ``copy.deepcopy`` becomes copy-on-write, for code that nobody wants to change.
+"""``patch``: makes ``copy.deepcopy`` copy-on-write, for code that should stay as it is.
 
-The code of the function ``copy.deepcopy`` is exchanged, not the name: whoever imported the function before, or holds it
-as a default argument, gets the new behaviour, and the old one back at the end.
+A patch exchanges the code of the function ``copy.deepcopy``, not the name. So it also reaches modules that imported the
+function by name or keep it as a default argument, and its end gives them the old behaviour back.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _original: Any = getattr(_function, "__code__", None)
 
 
 class Patch:
-    """A patch that is on. :meth:`Patch.remove` ends it, and so does the end of a ``with`` block."""
+    """An active patch. :meth:`Patch.remove` ends it, and so does the end of a ``with`` block."""
 
     def __init__(self, exclude: tuple[type, ...]):
         self._exclude = exclude
 
     def remove(self) -> None:
-        """End this patch; with the last one, ``copy.deepcopy`` is what it was. A second call does nothing."""
+        """End this patch; the end of the last one restores ``copy.deepcopy``. A second call does nothing."""
         with _lock:
             if self in _active:
                 _active.remove(self)
@@ -45,19 +45,19 @@ class Patch:
 def patch(*, exclude: type | Iterable[type] = ()) -> Patch:
     """Make ``copy.deepcopy`` share tensor memory copy-on-write, in the whole process, until the patch is removed.
 
-    Results and errors stay those of ``copy.deepcopy``. It also reaches modules that have imported the function by name.
-    Patches may be nested and overlap, in any thread; while several are on, what any of them excludes is excluded.
+    Results and errors stay those of ``copy.deepcopy``. The patch also reaches modules that imported the function by
+    name. Patches may be nested and overlap, in any thread; a class is excluded while any active patch excludes it.
 
     Args:
-        exclude: a class or classes whose objects are still copied at once, with all that they contain.
-            :func:`torchcow.deepcopy` makes a single ordinary copy.
+        exclude: a class or classes whose objects are still copied eagerly, with everything that they contain. To make
+            a single ordinary copy, call :func:`torchcow.deepcopy`.
 
     Returns:
         The patch, which can be used in a ``with`` statement.
 
     Raises:
-        TypeError: ``exclude`` holds something that is no class.
-        RuntimeError: something else has replaced ``copy.deepcopy`` or its code.
+        TypeError: ``exclude`` contains an object that is not a class.
+        RuntimeError: another library has replaced ``copy.deepcopy`` or its code.
 
     Example:
         >>> import copy, torch, torchcow
@@ -71,16 +71,16 @@ def patch(*, exclude: type | Iterable[type] = ()) -> Patch:
     for cls in classes:
         if not isinstance(cls, type):
             raise TypeError(f"patch(exclude=...): expected classes, got {cls!r} of type {type(cls).__name__}")
-    new = Patch(classes)
+    added = Patch(classes)
     with _lock:
-        _check_that_it_is_copys()
-        _active.append(new)
+        _check_that_nothing_replaced_it()
+        _active.append(added)
         _apply()
-    return new
+    return added
 
 
 def deepcopy(obj: T, memo: dict[int, Any] | None = None) -> T:
-    """Return what ``copy.deepcopy(obj, memo)`` returns, sharing nothing, whether a :func:`patch` is on or not.
+    """Return an ordinary deep copy, which shares nothing, whether a :func:`patch` is active or not.
 
     Example:
         >>> import torch, torchcow
@@ -93,32 +93,40 @@ def deepcopy(obj: T, memo: dict[int, Any] | None = None) -> T:
     return result
 
 
-def _check_that_it_is_copys() -> None:
-    code = getattr(_function, "__code__", None)
-    if copy.deepcopy is not _function or code is None or code not in (_original, _code):
-        where = code.co_filename if code is not None else "no Python code"
+def is_on() -> bool:
+    """Return whether ``copy.deepcopy`` is copy-on-write at the moment."""
+    return copy.deepcopy is _function and getattr(_function, "__code__", None) is _code
+
+
+def _check_that_nothing_replaced_it() -> None:
+    function: Any = copy.deepcopy
+    code = getattr(function, "__code__", None)
+    is_original = function is _function and getattr(function, "__globals__", None) is vars(copy)
+    if not is_original or code not in (_original, _code):
+        named = f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', repr(function))}"
+        where = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else "no Python code"
         raise RuntimeError(
-            f"copy.deepcopy is not the function of Python's standard library any more (its code is from {where}): "
-            "something else has replaced it. Remove that first, or use torchcow.clone."
+            f"copy.deepcopy is not the function of Python's standard library: it was replaced by {named} ({where}). "
+            "Undo that first, or call torchcow.clone."
         )
 
 
 def _apply() -> None:
-    """Bring the function and the engine into the state that the active patches ask for."""
+    """Set the code of the function, and the excluded classes of the engine, as the active patches require."""
     if _active:
         excluded = {cls for one in _active for cls in one._exclude}
         _C.set_patch(tuple(excluded))
         _function.__code__ = _code
     else:
-        if _function.__code__ is _code:  # else somebody has exchanged it again, and that is theirs to undo
+        if _function.__code__ is _code:  # otherwise another library has exchanged it since, and has to undo that
             _function.__code__ = _original
         _C.set_patch(None)
 
 
 def _replacement() -> types.CodeType:
-    """The code of a function with the signature of ``copy.deepcopy`` that calls the engine.
+    """Return the code of a function with the signature of ``copy.deepcopy`` that calls the engine.
 
-    The engine's function is a constant of the code: the module ``copy`` gets no new name.
+    The function of the engine is a constant of the code, so the module ``copy`` gets no new name.
     """
 
     def deepcopy(x: Any, memo: Any = None, _nil: Any = ()) -> Any:
