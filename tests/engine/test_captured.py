@@ -90,7 +90,7 @@ def test_the_end_of_each_capture_is_told(monkeypatch):
 
 
 def test_torch_is_watched_and_a_note_does_no_harm_to_memory_on_the_host():
-    assert torch.cuda.CUDAGraph.capture_end.told_by == "torchcow.engine.cuda_graphs"
+    assert torch.cuda.CUDAGraph.capture_end.notifies == "torchcow.engine.cuda_graphs"
     torchcow._C.graph_was_captured()
     source = torch.ones(1000)
     clone = torchcow.clone(source)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import torchcow
-from torchcow.objects.paths import PathError, names_at
+from torchcow.errors import PathError
+from torchcow.objects.paths import names_at
 
 pytest.importorskip("sklearn", reason="the group dev of the package installs it")
 from sklearn.base import BaseEstimator, clone

@@ -18,8 +18,9 @@ from torch import nn
 
 import torchcow.objects.adapters
 from support.oracle import run_script
+from torchcow.errors import PathError
 from torchcow.objects.adapters.attributes import Attributes
-from torchcow.objects.paths import PathError, check, locate, look_up, names_at, walk
+from torchcow.objects.paths import check, locate, look_up, names_at, walk
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 

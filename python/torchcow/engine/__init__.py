@@ -1,1 +1,1 @@
-"""The verbs of the engine: clone, patch, materialize, reading and reshare; and the names that it asks for."""
+"""The verbs of the engine: clone, patch, materialize, reading and reshare. ``names`` finds names for its messages."""

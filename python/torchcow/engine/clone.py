@@ -1,11 +1,11 @@
-"""``clone``: what ``copy.deepcopy`` returns, with tensor memory shared until somebody writes."""
+"""``clone``: a ``copy.deepcopy`` that shares tensor memory until the first write."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torchcow.engine.cuda_graphs  # the engine is told of CUDA graphs
-import torchcow.engine.names  # noqa: F401 - and asks for names
+import torchcow.engine.cuda_graphs  # reports captured CUDA graphs to the engine
+import torchcow.engine.names  # noqa: F401 - gives the engine names for its messages
 from torchcow._native import _C
 
 T = TypeVar("T")
@@ -14,20 +14,20 @@ T = TypeVar("T")
 def clone(obj: T, memo: dict[int, Any] | None = None, *, strict: bool = False) -> T:
     """Return what ``copy.deepcopy(obj, memo)`` returns, sharing tensor memory copy-on-write.
 
-    Source and clone are equals: whoever writes first, in whatever way, gets memory of its own for the tensor
-    that is written, and nobody else notices. Tensors that cannot be shared safely are copied at once;
-    :func:`torchcow.events` says which and why.
+    Source and clone are equals. The first write to a tensor of either, by an operator or through a pointer, gives that
+    tensor memory of its own; all other tensors keep their values. Tensors that cannot be shared safely are copied
+    eagerly; :func:`torchcow.events` says which and why.
 
     Args:
-        obj: anything that ``copy.deepcopy`` takes; typically an ``nn.Module``, or a tuple of model and optimizer.
+        obj: an object that ``copy.deepcopy`` accepts; typically an ``nn.Module``, or a tuple of model and optimizer.
         memo: as for ``copy.deepcopy``.
-        strict: also copy every tensor whose memory is referenced from outside of ``obj``, by a view for example.
+        strict: also copy each tensor whose memory is referenced from outside of ``obj``, for example by a view.
 
     Returns:
         The clone.
 
     Raises:
-        Exception: whatever ``copy.deepcopy`` raises for ``obj``; the source is unchanged then.
+        Exception: the exception that ``copy.deepcopy`` raises for ``obj``; the source is unchanged.
 
     Example:
         >>> import torch, torchcow

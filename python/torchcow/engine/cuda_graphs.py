@@ -1,4 +1,4 @@
-"""CUDA graphs keep the addresses of what they use: the engine is told when one has been captured."""
+"""Reports captured CUDA graphs to the engine, because a graph keeps the addresses of the memory that it uses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torchcow._native import _C
 
 
 def watch(graph: type = torch.cuda.CUDAGraph) -> None:
-    """Let ``graph.capture_end`` tell the engine; all of torch comes through it, ``torch.compile`` included."""
+    """Let ``graph.capture_end`` notify the engine; every capture of torch calls it, also those of ``torch.compile``."""
     end = graph.capture_end  # type: ignore[attr-defined]
-    if hasattr(end, "told_by"):
+    if hasattr(end, "notifies"):
         return
 
     @functools.wraps(end)
@@ -23,7 +23,7 @@ def watch(graph: type = torch.cuda.CUDAGraph) -> None:
         finally:
             _C.graph_was_captured()
 
-    capture_end.told_by = __name__  # type: ignore[attr-defined]
+    capture_end.notifies = __name__  # type: ignore[attr-defined]
     graph.capture_end = capture_end  # type: ignore[attr-defined]
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_tensors
 
-# By identity: a module may define equality without a hash.
+# Keyed by identity, because a module may define equality without a hash.
 _roots: dict[int, weakref.ref[Any]] = {}
 
 
 def remember(obj: Any) -> None:
-    """Keep (weakly) a module or optimizer that was cloned, or a clone, to be searched for names."""
+    """Keep a weak reference to a module or optimizer that was cloned, or to its clone, to search it for names."""
     key = id(obj)
     if key not in _roots:
         _roots[key] = weakref.ref(obj, lambda _: _roots.pop(key, None))
@@ -27,11 +26,13 @@ def find(storage: int) -> str | None:
 
 
 def find_all(storages: set[int]) -> dict[int, str]:
-    """Return the names of those storages that are known by one; each module is walked at most once."""
+    """Return the names of storages by identity, where there is one; each module is walked at most once."""
+    from torchcow.objects.tensors import named_tensors  # loads the adapters, which a clone does not need
+
     names: dict[int, str] = {}
     missing = set(storages)
     roots = [reference() for reference in list(_roots.values())] if missing else []
-    # Modules first: an optimizer has parameters, too, but no good names for them.
+    # Modules come first, because an optimizer names its parameters by index only.
     for root in sorted(roots, key=lambda root: not isinstance(root, torch.nn.Module)):
         if root is None:
             continue

@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchcow.errors import PathError
 from torchcow.objects.adapters import Adapter, adapter_of
 from torchcow.objects.children import traverse
 
-__all__ = ["Adapter", "PathError", "Place", "check", "locate", "look_up", "names_at", "walk"]
+__all__ = ["Adapter", "Place", "check", "locate", "look_up", "names_at", "walk"]
 
 LISTED = 12
-
-
-class PathError(LookupError):
-    """A dotted path that leads nowhere, or to something that cannot be replaced. The message says what exists there."""
 
 
 @dataclass(frozen=True)

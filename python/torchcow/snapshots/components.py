@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
+from torchcow.errors import CloneError
 from torchcow.objects.adapters import Reducer, adapter_of, reducers
 from torchcow.objects.adapters.attributes import whole
 from torchcow.objects.paths import check, locate, walk
@@ -23,10 +24,6 @@ _OPEN = {"builtins", "abc", "collections", "dataclasses", "enum", "functools", "
 
 _LISTED = 20
 _ROUNDS = 10  # of a search; nearly always two are enough
-
-
-class CloneError(TypeError, RuntimeError):
-    """An object has components that cannot be cloned. The message names them all, and what can be done."""
 
 
 def copied(obj: Any, memo: dict[int, Any] | None, how: Reducers) -> Any:

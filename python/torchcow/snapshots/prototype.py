@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from torchcow._native import _C
+from torchcow.errors import PathError
 from torchcow.objects.adapters import Reducer, adapter_of, reducers
 from torchcow.objects.adapters.attributes import whole
-from torchcow.objects.paths import PathError, Place, locate
+from torchcow.objects.paths import Place, locate
 from torchcow.objects.tensors import named_tensors
 from torchcow.snapshots.components import Reducers, copied, copied_or_explained, treat
 from torchcow.snapshots.progress import reporting
