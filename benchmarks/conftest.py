@@ -20,7 +20,7 @@ import torch
 import machine
 import record as results
 from times import Times
-from torchcow.cli.turns import Turns
+from torchcow_cli.turns import Turns
 
 FORMS = {
     "tiny": "small models, one round: does each benchmark work?",

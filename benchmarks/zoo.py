@@ -129,7 +129,7 @@ def smollm2(tiny: bool) -> Case:
         _need(package)
     if tiny:
         raise SkipTest("real weights have one size")
-    from torchcow.cli.demo.models import find
+    from torchcow_cli.demo.models import find
 
     model = find("smollm2", "cpu")(0).model
     cls, config = type(model), model.config

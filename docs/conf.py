@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import torchcow
-from torchcow.cli import PROGRAM, main
+from torchcow_cli import SCRIPT, main
 
 project = "torchcow"
 author = "the torchcow developers"
@@ -62,7 +62,7 @@ class CommandHelp(SphinxDirective):
         with contextlib.redirect_stdout(output):
             main([*command.split(), "--help"])
         text = re.sub(r"\n{2,}", "\n\n", output.getvalue()).strip()
-        return [nodes.literal_block(text, f"$ {PROGRAM} {command} --help".replace("  ", " ") + f"\n{text}")]
+        return [nodes.literal_block(text, f"$ {SCRIPT} {command} --help".replace("  ", " ") + f"\n{text}")]
 
 
 def setup(app: Sphinx) -> None:

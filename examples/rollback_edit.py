@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 import torchcow
-from torchcow.cli.demo import models
+from torchcow_cli.demo import models
 
 PROMPT = "The secret of good bread is"
 ANSWER = " time. The flour drinks the water and the dough grows slowly."

@@ -1,14 +1,9 @@
-"""``python -m torchcow``: the command line of the package."""
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m torchcow``: the command line, as the script ``torchcow`` starts it."""
 
 import sys
 
-try:
-    from torchcow.cli import main
-except ImportError as error:
-    if error.name not in ("rich", "typer"):
-        raise
-    print(f"python -m torchcow: error: {error}", file=sys.stderr)
-    sys.exit(2)
+from torchcow_cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(program="python -m torchcow"))

@@ -16,8 +16,8 @@ from torch import nn
 pytest.importorskip("typer")
 
 import torchcow
-from torchcow.cli import main
 from torchcow.registry.files import OpenFiles
+from torchcow_cli import main
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def refused(capsys, *arguments, code=2):
     assert main(["registry", *arguments]) == code
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and "Traceback" not in captured.err
-    assert captured.err.startswith("python -m torchcow registry")
+    assert captured.err.startswith("torchcow registry")
     return captured.err
 
 

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("typer")
 
 from support.oracle import STARTS_PROCESSES
-from torchcow.cli import main
+from torchcow_cli import main
 
 pytestmark = STARTS_PROCESSES
 

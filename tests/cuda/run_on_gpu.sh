@@ -167,7 +167,7 @@ fi
 if ! compgen -G "$site/torchcow/_C*" >/dev/null; then
   rm -rf "$site"
   mkdir -p "$site"
-  cp -R python/torchcow "$site/"
+  cp -R python/torchcow* "$site/"
   rm -f "$site"/torchcow/_C*.so
   generator=()
   command -v ninja >/dev/null && generator=(-G Ninja)

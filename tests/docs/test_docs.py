@@ -97,9 +97,9 @@ def test_what_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
     files = re.findall(r"(?<![\w/])(?:tests|examples|benchmarks|csrc|docs)/[\w/]+\.(?:py|sh|h|cpp|cu|md|json)\b", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
-    cli = pytest.importorskip("torchcow.cli")
+    cli = pytest.importorskip("torchcow_cli.app")
     app = cli.get_command(cli.app)
-    for line in re.findall(r"python -m torchcow ([a-z][^`\n]*)", text):
+    for line in re.findall(r"(?:python -m |`|^    )torchcow ([a-z][^`\n]*)", text, re.MULTILINE):
         command, words = app, line.split()
         while words and words[0] != "--help" and hasattr(command, "commands"):
             assert words[0] in command.commands, line

@@ -32,7 +32,7 @@ def test_readme_has_a_place_for_the_headline_of_the_benchmarks() -> None:
 
 
 def test_demo_options_that_are_named_exist() -> None:
-    cli = pytest.importorskip("torchcow.cli")
+    cli = pytest.importorskip("torchcow_cli.app")
     command = cli.get_command(cli.app).commands["demo"]
     options = {parameter.name for parameter in command.params}
     named = set(re.findall(r"--(variants|device|model|seed)\b", (ROOT / "docs/quickstart.md").read_text()))

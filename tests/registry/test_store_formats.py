@@ -63,7 +63,7 @@ def test_versions_are_added_to_an_old_registry(folder):
 
 def test_an_old_version_equals_a_new_one_of_the_same_object(folder, capsys):
     pytest.importorskip("typer")
-    from torchcow.cli import main
+    from torchcow_cli import main
 
     registry = opened(folder)
     registry.add("kinds", every_kind(3), parent="kinds@3")

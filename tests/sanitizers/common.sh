@@ -22,8 +22,8 @@ configure() {
   local folder="$1" sanitizers="$2" flags="${3:--O1}" tests=OFF
   have_gtest && tests=ON
   mkdir -p "$folder/package"
-  rm -rf "$folder/package/torchcow"
-  cp -r python/torchcow "$folder/package/torchcow"
+  rm -rf "$folder"/package/torchcow*
+  cp -r python/torchcow* "$folder/package/"
   rm -f "$folder"/package/torchcow/*.so
   # Debug assertions of torch's headers stay in: no NDEBUG.
   cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags" -DTORCHCOW_SANITIZE="$sanitizers" \

@@ -8,11 +8,10 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from torchcow.cli.output import Json, console, document, table
-from torchcow.cli.registry.opening import Folder, VersionText, date, describe, opened, stored
-from torchcow.report.table import size
+from torchcow_cli.options import Json
+from torchcow_cli.output import console, document, escape, table
+from torchcow_cli.registry.opening import Folder, VersionText, date, describe, opened, stored
 
 
 def ls(path: Folder = None, json: Json = False) -> None:
@@ -82,6 +81,8 @@ def log(
 
 def show(version: VersionText, path: Folder = None, json: Json = False) -> None:
     """Show what is known about a version, and its tensors."""
+    from torchcow.report.table import size
+
     with opened(path) as registry:
         found = registry.version(version)
         lineage = [str(one) for one in registry.lineage(str(found))]
@@ -132,6 +133,7 @@ def diff(
     Fingerprints are compared first; only tensors that differ are read, for the size of the difference.
     """
     from torchcow.registry.stored_version import compare, compare_parts, part_change
+    from torchcow.report.table import size
 
     with opened(path) as registry:
         one, other = stored(registry, first), stored(registry, second)

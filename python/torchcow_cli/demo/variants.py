@@ -1,4 +1,5 @@
-"""Variants: clones of the prototype, each with weights of its own written into it."""
+# SPDX-License-Identifier: Apache-2.0
+"""Variants: clones of the base model, each with different weights written into it."""
 
 from __future__ import annotations
 
@@ -14,8 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import torchcow
-
-from .models import DemoError, Prototype
+from torchcow_cli.demo.models import BaseModel, DemoError
 
 PROMPT = "The secret of good bread is"
 
@@ -33,7 +33,7 @@ Tick = Callable[[], None]
 
 @dataclass
 class Variant:
-    """One clone, what was done to it, and the names of the parameters that were written."""
+    """One clone, how it was changed, and the names of the parameters that were written."""
 
     model: nn.Module
     story: str = "untouched"
@@ -42,7 +42,7 @@ class Variant:
 
 @dataclass
 class Timing:
-    """Seconds per copy, in the order in which the copies were made."""
+    """Seconds per copy, in order."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -59,45 +59,45 @@ class Timing:
 
 @dataclass(frozen=True)
 class Spawned:
-    """The variants, and how long a clone and a deep copy took side by side."""
+    """The variants, and the times of clones and deep copies, measured alternately."""
 
     variants: list[Variant]
     clone: Timing
     deepcopy: Timing
 
 
-def spawn(prototype: Prototype, count: int, tick: Tick) -> Spawned:
-    """Clone ``prototype`` ``count`` times, with DEEP_COPIES deep copies measured in between.
+def spawn(base: BaseModel, count: int, tick: Tick) -> Spawned:
+    """Clone ``base`` ``count`` times, with DEEP_COPIES deep copies measured in between.
 
-    The deep copies are kept until the end, as those that somebody needs would be: memory that was just given back is
-    cheaper to copy into than fresh memory.
+    The deep copies live until the end, as they do in programs that need them. Copying into memory that was freed a
+    moment ago would be cheaper than copying into fresh memory.
     """
     kept = []
     spawned = Spawned([], Timing(), Timing())
     due = [turn * count // DEEP_COPIES for turn in range(DEEP_COPIES)]
     for turn in range(count):
         for _ in range(due.count(turn)):
-            with _measured(prototype, spawned.deepcopy):
-                deep = copy.deepcopy(prototype.model)
+            with _measured(base, spawned.deepcopy):
+                deep = copy.deepcopy(base.model)
             kept.append(deep)
-        with _measured(prototype, spawned.clone):
-            model = torchcow.clone(prototype.model)
+        with _measured(base, spawned.clone):
+            model = torchcow.clone(base.model)
         spawned.variants.append(Variant(model))
         tick()
     return spawned
 
 
-def write(prototype: Prototype, variants: list[Variant], seed: int, tick: Tick) -> None:
-    """Write different weights into each variant: a lesson for the first few, noise in one block for the others."""
+def write(base: BaseModel, variants: list[Variant], seed: int, tick: Tick) -> None:
+    """Train each of the first few variants on a lesson, and write noise into one block of each other variant."""
     for index, variant in enumerate(variants):
         if index < len(LESSONS):
-            _teach(prototype, variant, LESSONS[index])
+            _teach(base, variant, LESSONS[index])
         else:
             _perturb(variant, index, seed)
         tick()
 
 
-def _teach(prototype: Prototype, variant: Variant, lesson: str, steps: int = 12) -> None:
+def _teach(base: BaseModel, variant: Variant, lesson: str, steps: int = 12) -> None:
     blocks = _blocks(variant.model)
     mlp = getattr(blocks[-1], "mlp", blocks[-1])
     variant.model.requires_grad_(False)
@@ -105,10 +105,10 @@ def _teach(prototype: Prototype, variant: Variant, lesson: str, steps: int = 12)
     variant.written = _names(variant.model, mlp)
     variant.story = f"last MLP trained on '{lesson.split(':')[0]}'"
 
-    ids = prototype.language.encode(f"{PROMPT} {lesson}", prototype.device)
+    ids = base.language.encode(f"{PROMPT} {lesson}", base.device)
     optimizer = torch.optim.AdamW(parameters, lr=2e-3)
     for _ in range(steps):
-        logits = prototype.language.logits(variant.model, ids[:, :-1])
+        logits = base.language.logits(variant.model, ids[:, :-1])
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -142,9 +142,9 @@ def _names(model: nn.Module, part: nn.Module) -> frozenset[str]:
 
 
 @contextmanager
-def _measured(prototype: Prototype, timing: Timing) -> Iterator[None]:
-    """Append the seconds that a block took to ``timing``; on CUDA, wait for the device on both sides."""
-    cuda = prototype.device.type == "cuda"
+def _measured(base: BaseModel, timing: Timing) -> Iterator[None]:
+    """Append the seconds that the block takes to ``timing``; on CUDA, synchronize before and after."""
+    cuda = base.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()

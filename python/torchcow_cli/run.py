@@ -1,7 +1,8 @@
-"""``python -m torchcow run``: a program under ``torchcow.patch()``, which sees what it would see under plain Python.
+# SPDX-License-Identifier: Apache-2.0
+"""``torchcow run``: a program under ``torchcow.patch()``, which otherwise finds everything as under plain Python.
 
-Not ``runpy.run_path``: it takes the program's ``__main__`` away when the last line has run, while threads and exit
-handlers may still need it.
+Not by ``runpy.run_path``, which removes the program's ``__main__`` after the last line, while threads and exit handlers
+may still need it.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from typing import Annotated, Any
 
 import typer
 
-import torchcow
-from torchcow.cli.output import Mistake
+from torchcow_cli.output import Mistake
 
 
 def run(
-    program: Annotated[str, typer.Argument(help="A script (or a folder or zip file with one), or with -m a module.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="What the program gets, untouched.")] = None,
-    module: Annotated[bool, typer.Option("-m", help="The program is a module, as for python -m.")] = False,
+    program: Annotated[
+        str, typer.Argument(help="A script, a folder or zip file with __main__.py, or with -m a module.")
+    ],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Passed to the program unchanged.")] = None,
+    module: Annotated[bool, typer.Option("-m", help="PROGRAM is a module, as for python -m.")] = False,
 ) -> int:
-    """Run a program whose deep copies share memory copy-on-write.
+    """Run a program with copy-on-write deep copies.
 
-    copy.deepcopy is patched in the whole process; nothing in the program needs to change.
+    Patches copy.deepcopy in the whole process; the program needs no change.
     """
+    import torchcow
+
     torchcow.patch()
     main = ModuleType("__main__")
-    # A module that is only exec'ed gets the dict of builtins; in a program that was started it is the module.
+    # exec() would set __builtins__ to a dict; in a program that Python starts it is the module.
     vars(main).update(__builtins__=builtins, __annotations__={}, __cached__=None)
     sys.argv = ["-m" if module else program, *(arguments or [])]
     try:
@@ -52,7 +56,7 @@ def run(
 
 
 def _report(error: BaseException) -> int:
-    """Tell of an exception as the interpreter would: through the program's hook, without our own frames."""
+    """Report an exception as the interpreter would: through the program's hook, without frames of this file."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
         traceback = traceback.tb_next
@@ -91,7 +95,7 @@ def _module(name: str, main: ModuleType) -> CodeType:
             spec = importlib.util.find_spec(f"{name}.__main__")
     except ModuleNotFoundError as error:
         if not f"{name}.".startswith(f"{error.name}."):
-            raise  # found, and one of its own imports failed
+            raise  # the module exists, and one of its own imports failed
         spec = None
     code = None if spec is None else _code(spec, main)
     if spec is None or code is None:
@@ -101,7 +105,7 @@ def _module(name: str, main: ModuleType) -> CodeType:
 
 
 def _code(spec: ModuleSpec, main: ModuleType) -> CodeType | None:
-    """The code of a module, and its names in ``main``; None for extension modules and namespaces, which have none."""
+    """Return the code of a module and set its names in ``main``; None for extension modules and namespace packages."""
     loader: Any = spec.loader
     code: CodeType | None = loader.get_code(spec.name) if hasattr(loader, "get_code") else None
     vars(main).update(

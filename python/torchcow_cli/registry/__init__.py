@@ -1,4 +1,4 @@
-"""``python -m torchcow registry``: look at a durable registry, and move its tags, without the code of the models.
+"""``torchcow registry``: inspect a durable registry and move its tags, without the code of the models.
 
 ``look`` has the commands that only read, ``move`` those that change something; ``opening`` has what they share.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import typer
 
-from torchcow.cli.output import Mistake
-from torchcow.cli.registry import look, move
+from torchcow_cli.output import Mistake
+from torchcow_cli.registry import look, move
 
 app = typer.Typer(subcommand_metavar="COMMAND [ARGUMENTS]...")
 for command in (look.ls, look.log, look.show, look.diff, move.promote, move.rollback, move.prune):
@@ -19,4 +19,4 @@ for command in (look.ls, look.log, look.show, look.diff, move.promote, move.roll
 def start(context: typer.Context) -> None:
     """Look at a registry in a folder, and move its tags."""
     if context.invoked_subcommand is None:
-        raise Mistake("registry", "a COMMAND is missing; python -m torchcow registry --help lists them")
+        raise Mistake("registry", f"a COMMAND is missing; {context.command_path} --help lists them")

@@ -1,4 +1,5 @@
-"""``python -m torchcow doctor``: what is here, what is degraded or broken, why, and what to do about it."""
+# SPDX-License-Identifier: Apache-2.0
+"""``torchcow doctor``: the state of this installation, and what to do about parts that are degraded or broken."""
 
 from __future__ import annotations
 
@@ -6,25 +7,24 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
-
-from torchcow.cli.output import Json, console, document
+from torchcow_cli.options import Json
+from torchcow_cli.output import console, document, escape
 
 if TYPE_CHECKING:
-    from torchcow.cli.checks import Finding
+    from torchcow_cli.checks import Finding
 
 STYLES = {"ok": "good", "degraded": "weak", "broken": "bad"}
 
 
 def doctor(json: Json = False) -> int:
-    """Look at this installation, and test it.
+    """Check this installation.
 
-    Versions, hooks, GPUs, huge pages, threads, memory, and a self test. What is degraded works, but slower or with
-    less: each such line says why, and what to do. Exit code 1 if something is broken.
+    Reports versions, hooks, GPUs, huge pages, threads and memory, and runs a self test. Parts that are degraded work,
+    but slower or with fewer features; for each of them the report says why, and what to do. Exit code 1 if something
+    is broken.
     """
-    from torchcow.cli.checks import CHECKS
-    from torchcow.cli.selftest import self_test
+    from torchcow_cli.checks import CHECKS
+    from torchcow_cli.selftest import self_test
 
     findings = [finding for check in (*CHECKS, self_test) for finding in check()]
     if json:
@@ -39,15 +39,17 @@ def _worst(findings: list[Finding]) -> str:
 
 
 def _show(findings: list[Finding]) -> None:
+    from rich.table import Table
+
     out = console()
     lines = Table.grid(padding=(0, 2))
     for finding in findings:
         state = f"[{STYLES[finding.state]}]{finding.state}[/]"
         lines.add_row(state, finding.topic, escape(finding.found))
-        for word, told in (("why", finding.why), ("remedy", finding.remedy)):
-            if told:
-                lines.add_row("", f"  {word}", escape(told))
+        for label, text in (("why", finding.why), ("remedy", finding.remedy)):
+            if text:
+                lines.add_row("", f"  {label}", escape(text))
     out.print(lines)
     counts = Counter(finding.state for finding in findings)
-    told = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
-    out.print(f"\n{told}")
+    summary = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
+    out.print(f"\n{summary}")

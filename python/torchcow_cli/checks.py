@@ -1,4 +1,5 @@
-"""What ``doctor`` looks at. A check returns findings: what there is, whether that is well, why not, and the remedy."""
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of ``doctor``. Each yields findings: a fact, its state, and if it is not ok the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from pathlib import Path
 import torch
 
 import torchcow
+import torchcow_startup
 from torchcow._native import _C, REBUILD
+from torchcow.engine import patch
 from torchcow.report.table import size
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -28,12 +31,12 @@ USES = {
     "keras": "Keras models",
 }
 NEEDED = ("rich", "typer")
-PACKAGE = {"sklearn": "scikit-learn"}  # where the package has another name than the module
+PACKAGE = {"sklearn": "scikit-learn"}  # packages that are not named like their module
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report; ``state`` is "ok", "degraded" or "broken", and all but "ok" have a remedy."""
+    """One entry of the report; ``state`` is "ok", "degraded" or "broken", and the latter two come with a remedy."""
 
     topic: str
     state: str
@@ -46,44 +49,46 @@ def python() -> Iterator[Finding]:
     """The interpreter."""
     found = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform(terse=True)}"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        why = "this Python has free threading, and torchcow runs with the interpreter lock on: threads take turns"
-        yield Finding("python", "degraded", found, why, "use the ordinary build of Python where that matters")
+        why = "this Python is free-threaded, but torchcow turns the interpreter lock on, so threads take turns"
+        yield Finding("python", "degraded", found, why, "use the ordinary build of Python if that matters")
     else:
         yield Finding("python", "ok", found)
 
 
 def versions() -> Iterator[Finding]:
-    """torch, torchcow, and what the engine was built for."""
+    """torch, torchcow, and the torch that the engine was built for."""
     built = _C.build_info()
     yield Finding("torch", "ok", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
     found = f"{torchcow.__version__}, built against torch {built['torch']}, in {Path(torchcow.__file__).parent}"
     installed = _version("torchcow")
     if installed not in (None, torchcow.__version__):
-        why = f"the version that is installed is {installed}, and another copy comes first on the path"
-        yield Finding("torchcow", "degraded", found, why, "remove one of the two (see PYTHONPATH), or install again")
+        why = f"version {installed} is installed, but another copy comes first on the path"
+        yield Finding(
+            "torchcow", "degraded", found, why, "remove one of the two (see PYTHONPATH), or install torchcow again"
+        )
     else:
         yield Finding("torchcow", "ok", found)
 
 
 def engine() -> Iterator[Finding]:
-    """The two layers that notice writes."""
+    """The two layers that detect writes."""
     built = _C.build_info()
     if built["write_hook"] == "materializer":
         yield Finding("write hook", "ok", "materializer: that of torch 2.13 and newer")
     else:
-        why = "torch 2.11 and 2.12 have no hook of their own: a few operators that only read un-share what they read"
+        why = "torch 2.11 and 2.12 have no write hook: a few operators un-share tensors that they only read"
         remedy = f"install torch 2.13 or newer, then {REBUILD}"
         yield Finding("write hook", "degraded", f"{built['write_hook']}: torch's own copy-on-write", why, remedy)
     covered = int(built["covered_operators"])
     if covered:
         yield Finding("barrier", "ok", f"{covered} operators that write are covered")
     else:
-        why = "no operator is covered: writes would not be noticed by the dispatcher"
+        why = "no operator is covered, so the dispatcher does not announce writes"
         yield Finding("barrier", "broken", "0 operators", why, f"report this as a bug, and {REBUILD}")
 
 
 def devices() -> Iterator[Finding]:
-    """GPUs, and how bytes are copied on them."""
+    """GPUs, and how torchcow copies on them."""
     if not torch.cuda.is_available():
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
         yield Finding("GPU", "ok", f"none: {reason}")
@@ -97,30 +102,30 @@ def devices() -> Iterator[Finding]:
     if status == "CUDA kernels":
         yield Finding("GPU copies", "ok", status)
     else:
-        why = "first writes to many tensors on a GPU are copied one by one, which is slower; results are the same"
-        remedy = "build torchcow where nvcc is found, and look whether the driver is as new as torch's CUDA"
+        why = "first writes to many tensors on a GPU copy them one by one, which is slower; results are the same"
+        remedy = "build torchcow with nvcc on the PATH, and check that the driver supports the CUDA version of torch"
         yield Finding("GPU copies", "degraded", status, why, remedy)
 
 
 def huge_pages(folder: Path = PAGES) -> Iterator[Finding]:
-    """Fresh memory of first writes is bound by page faults, which are fewer with huge pages."""
+    """First writes spend their time in page faults, and huge pages make them fewer."""
     chosen = _chosen(folder / "enabled")
     if chosen in ("madvise", "always"):
         yield Finding("huge pages", "ok", chosen)
     elif chosen is None:
-        why = f"the kernel does not tell ({folder / 'enabled'}): first writes may take several times as long"
+        why = f"{folder / 'enabled'} does not exist; without huge pages first writes take several times as long"
         yield Finding("huge pages", "degraded", "unknown", why, "use a kernel with transparent huge pages")
     else:
-        why = "first writes to large tensors fault in small pages, and take several times as long"
+        why = "first writes to large tensors use small pages, and take several times as long"
         remedy = f"as root: echo madvise > {folder / 'enabled'}"
         yield Finding("huge pages", "degraded", chosen, why, remedy)
     shared = _chosen(folder / "shmem_enabled")
-    # Not judged: the engine maps private memory, and copies what lies in shared memory at clone time.
+    # For information only: the engine maps private memory, and a clone copies tensors in shared memory eagerly.
     yield Finding("huge pages, shared memory", "ok", f"{shared or 'unknown'} (torchcow does not depend on it)")
 
 
 def threads() -> Iterator[Finding]:
-    """From 2 MB on, several threads of OpenMP copy."""
+    """First writes of 2 MB or more use several threads of OpenMP."""
     usable = len(os.sched_getaffinity(0))
     used = torch.get_num_threads()
     openmp = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
@@ -128,7 +133,7 @@ def threads() -> Iterator[Finding]:
     if openmp and (used > 1 or usable == 1):
         yield Finding("threads", "ok", found)
     else:
-        why = "one thread copies at a first write, where several would be faster from 2 MB on"
+        why = "first writes copy with one thread, while several are faster from 2 MB on"
         limit = os.environ.get("OMP_NUM_THREADS")
         where = "a build of torch with OpenMP" if not openmp else "torch.set_num_threads"
         remedy = f"unset OMP_NUM_THREADS (it is {limit})" if openmp and limit else f"use {where}"
@@ -136,7 +141,7 @@ def threads() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """Room for first writes, which allocate."""
+    """Memory for first writes, which allocate."""
     free, limits = torchcow.headroom(), []
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
@@ -145,42 +150,42 @@ def memory() -> Iterator[Finding]:
     if free >= LITTLE_MEMORY:
         yield Finding("memory", "ok", found)
     else:
-        why = "a first write allocates, and may find no memory (nothing is lost then, and it can be tried again)"
-        yield Finding("memory", "degraded", found, why, "free memory, or raise the limit of this container")
+        why = "a first write allocates memory and may fail (nothing is lost then, and it can be retried)"
+        yield Finding("memory", "degraded", found, why, "free memory, or raise the memory limit of this container")
 
 
 def deepcopy() -> Iterator[Finding]:
-    """Whether ``copy.deepcopy`` is Python's, ours, or somebody else's."""
-    wanted = os.environ.get("TORCHCOW_PATCH", "0") not in ("", "0")
+    """Whether ``copy.deepcopy`` is that of Python, patched by torchcow, or replaced by another library."""
+    requested = torchcow_startup.is_requested()
     code = getattr(copy.deepcopy, "__code__", None)
-    if code is torchcow.patch.__globals__["_code"]:
-        by = "TORCHCOW_PATCH" if wanted else "torchcow.patch()"
+    if patch.is_on():
+        by = "TORCHCOW_PATCH" if requested else "torchcow.patch()"
         yield Finding("copy.deepcopy", "ok", f"patched by {by}: deep copies share memory")
     elif code is not None and Path(code.co_filename).name == "copy.py" and copy.deepcopy.__module__ == "copy":
-        found = "Python's own: clones are made by torchcow.clone, or under torchcow.patch()"
-        if wanted:
-            why = "TORCHCOW_PATCH is set, but nothing has read it when the interpreter started"
-            remedy = "install torchcow (a folder on PYTHONPATH is not enough), or use python -m torchcow run"
+        found = "Python's own: it makes clones only under torchcow.patch()"
+        if requested:
+            why = "TORCHCOW_PATCH is set, but nothing read it when the interpreter started"
+            remedy = "install torchcow (a folder on PYTHONPATH is not enough), or use torchcow run"
             yield Finding("copy.deepcopy", "degraded", found, why, remedy)
         else:
             yield Finding("copy.deepcopy", "ok", found)
     else:
         where = code.co_filename if code is not None else "no Python code"
         found = f"replaced by {copy.deepcopy.__module__}.{copy.deepcopy.__qualname__} ({where})"
-        why = "torchcow.patch() refuses to work over it; torchcow.clone works"
-        yield Finding("copy.deepcopy", "degraded", found, why, "remove what replaced it, or call torchcow.clone")
+        why = "torchcow.patch() refuses to replace it; torchcow.clone works"
+        yield Finding("copy.deepcopy", "degraded", found, why, "undo the replacement, or call torchcow.clone")
 
 
 def libraries() -> Iterator[Finding]:
-    """Libraries that parts of the package import when they are used."""
+    """Optional libraries, which torchcow imports when it uses them."""
     for module, use in USES.items():
         package = PACKAGE.get(module, module)
         if util.find_spec(module) is not None:
             yield Finding(package, "ok", f"{_version(package) or 'present'}, for {use}")
         elif module in NEEDED:
-            yield Finding(package, "degraded", "missing", f"it is needed for {use}", f"pip install {package}")
+            yield Finding(package, "degraded", "missing", f"needed for {use}", f"pip install {package}")
         else:
-            yield Finding(package, "ok", f"not installed; only needed for {use}")
+            yield Finding(package, "ok", f"not installed; needed only for {use}")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -204,7 +209,7 @@ def _version(package: str) -> str | None:
 
 
 def _chosen(file: Path) -> str | None:
-    """The word in brackets: ``always [madvise] never``."""
+    """Return the word in brackets: ``always [madvise] never``."""
     try:
         text = file.read_text()
     except OSError:

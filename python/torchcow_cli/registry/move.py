@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from torchcow.cli.demo.command import number
-from torchcow.cli.output import Json, console, document, table
-from torchcow.cli.registry.opening import Folder, VersionText, opened
-from torchcow.report.table import size
+from torchcow_cli.options import Json, at_least_zero
+from torchcow_cli.output import console, document, escape, table
+from torchcow_cli.registry.opening import Folder, VersionText, opened
 
 if TYPE_CHECKING:
     from torchcow.registry import Version
@@ -53,7 +51,9 @@ def _moved(tag: str, before: str | None, after: Version, json: bool) -> None:
 
 
 def prune(
-    keep: Annotated[int, typer.Option(parser=number, metavar="N", help="How many of the latest versions stay.")] = 0,
+    keep: Annotated[
+        int, typer.Option(parser=at_least_zero, metavar="N", help="How many of the latest versions stay.")
+    ] = 0,
     name: Annotated[str | None, typer.Option(help="Look at this name only.")] = None,
     squash: Annotated[
         bool, typer.Option("--squash", help="Also remove versions of which only children are left.")
@@ -67,6 +67,8 @@ def prune(
     A version stays while it is the latest, a tag or a rollback leads to it, or another that stays was made from it.
     Without --yes nothing is removed, and what would be is told. Exit code 1 if a file is damaged.
     """
+    from torchcow.report.table import size
+
     with opened(path) as registry:
         report = registry.prune(keep, name=name, squash=squash, dry_run=not yes)
     removed = [str(version) for version in report.removed]

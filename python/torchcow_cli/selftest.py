@@ -1,4 +1,5 @@
-"""The doctor's self test: clone, write, and see on this machine that nobody else notices."""
+# SPDX-License-Identifier: Apache-2.0
+"""The self test of ``doctor``: clones, writes, and checks that all other tensors keep their values."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 
 import torchcow
-from torchcow.cli.checks import Finding
+from torchcow_cli.checks import Finding
 
-REMEDY = "do not use torchcow here; build it again against this torch, and report this as a bug"
+REMEDY = "do not use torchcow on this machine; build it again against this torch, and report a bug"
 
 
 def self_test() -> Iterator[Finding]:
@@ -21,12 +22,12 @@ def self_test() -> Iterator[Finding]:
         topic = f"self test, {device}"
         try:
             problems = list(_problems(torch.device(device)))
-        except Exception as error:  # whatever it is, the report goes on
+        except Exception as error:  # the report continues after any error
             problems = [f"{type(error).__name__}: {' '.join(str(error).split())}"]
         if problems:
             yield Finding(topic, "broken", "failed", "; ".join(problems), REMEDY)
         else:
-            yield Finding(topic, "ok", "clone, first write, isolation and checksums are as they should be")
+            yield Finding(topic, "ok", "clone, first write, isolation and checksums are correct")
 
 
 def _problems(device: torch.device) -> Iterator[str]:
@@ -36,23 +37,23 @@ def _problems(device: torch.device) -> Iterator[str]:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     clone, witness = torchcow.clone(model), torchcow.clone(model)
     if not torchcow.is_shared(clone[0].weight):
-        yield "a clone does not share"
+        yield "a clone does not share memory"
     with torch.no_grad():
         clone[0].weight.zero_()  # through the dispatcher
-        model[2].weight.add_(1)  # the source may write as well
+        model[2].weight.add_(1)  # a write to the source
     if device.type == "cpu":
         ctypes.memset(witness[0].weight.data_ptr(), 0, witness[0].weight.nbytes)  # through a pointer
         if torchcow.is_shared(witness[0].weight) or witness[0].weight.any():
-            yield "a write through a pointer was not noticed"
+            yield "a write through a pointer was not detected"
     if torchcow.is_shared(clone[0].weight) or clone[0].weight.any():
-        yield "a written tensor did not get memory of its own"
+        yield "a tensor that was written still shares memory"
     if not torch.equal(model[0].weight, before[0]):
-        yield "a write to a clone has changed its source"
+        yield "a write to a clone changed its source"
     if not torch.equal(clone[2].weight, before[2]) or not torch.equal(witness[2].weight, before[2]):
-        yield "a write to the source has changed its clones"
+        yield "a write to the source changed its clones"
     memory = torchcow.memory(model, clone, witness)
     if not memory.unique < memory.logical:
-        yield "no memory is saved"
+        yield "clones save no memory"
     try:
         testing.verify()
     except testing.IsolationError as error:

@@ -1,6 +1,7 @@
-"""A GPT of under a million parameters over bytes: the demo's model that needs no download.
+# SPDX-License-Identifier: Apache-2.0
+"""A GPT over bytes with less than a million parameters: the demo's model that needs no download.
 
-It is trained for a moment on five sentences, so that it continues a prompt with something readable.
+A short training on five sentences lets it continue a prompt with readable text.
 """
 
 from __future__ import annotations
@@ -80,16 +81,16 @@ class ByteLanguage:
     """Text as UTF-8 bytes, one token each."""
 
     def encode(self, text: str, device: torch.device) -> Tensor:
-        """``text`` as ids of shape (1, time)."""
+        """Return ``text`` as ids of shape (1, time)."""
         return torch.tensor([list(text.encode())], device=device)
 
     def logits(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """The next-token logits of ``model`` for ``ids``: (1, time, 256)."""
+        """Return the next-token logits of ``model`` for ``ids``: (1, time, 256)."""
         return cast(Tensor, model(ids))
 
     @torch.no_grad()
     def generate(self, model: nn.Module, prompt: str, tokens: int) -> str:
-        """What ``model`` puts after ``prompt``: ``tokens`` bytes, each the most likely one."""
+        """Return how ``model`` continues ``prompt``: ``tokens`` bytes, each the most likely one."""
         ids = self.encode(prompt, next(model.parameters()).device)
         start = ids.shape[1]
         for _ in range(tokens):
@@ -99,7 +100,7 @@ class ByteLanguage:
 
 
 def build(seed: int, steps: int = 120) -> TinyGPT:
-    """A TinyGPT trained for ``steps`` on TEXT. The same ``seed`` gives the same weights on the same machine."""
+    """Train a TinyGPT for ``steps`` on TEXT. The same ``seed`` gives the same weights on the same machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TinyGPT()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchcow.cli.output import Mistake
+from torchcow_cli.output import Mistake
 
 if TYPE_CHECKING:
     from torchcow import Registry

@@ -1,4 +1,5 @@
-"""What the demo prints: a progress bar on stderr while it works, the report on stdout at the end."""
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's output: a progress bar on stderr while it works, the report on stdout at the end."""
 
 from __future__ import annotations
 
@@ -9,30 +10,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import torchcow
-from torchcow.cli.output import console, seconds, table
 from torchcow.report.table import size
-
-from .models import Prototype
-from .variants import DEEP_COPIES, PROMPT, Spawned
+from torchcow_cli.demo.models import BaseModel
+from torchcow_cli.demo.variants import DEEP_COPIES, PROMPT, Spawned
+from torchcow_cli.output import console, escape, seconds, table
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the demo measured and checked."""
+    """The measurements of the demo, and the results of its checks."""
 
-    prototype: Prototype
+    base: BaseModel
     spawned: Spawned
     cloned: torchcow.Memory
     written: torchcow.Memory
-    base_says: str
-    says: Sequence[str]
-    before: str
-    after: str
+    base_text: str
+    texts: Sequence[str]
+    fingerprint_before: str
+    fingerprint_after: str
     changed: Sequence[frozenset[str]]
     distinct: int
 
@@ -62,7 +60,7 @@ class Steps:
         self._progress.stop()
 
     def begin(self, what: str, total: int = 1) -> Callable[[], None]:
-        """Finish the step before, start this one, and return what to call after each of its ``total`` parts."""
+        """Finish the previous step and start this one; return a function to call after each of its ``total`` parts."""
         self._finish()
         task = self._progress.add_task(escape(what), total=total)
         self._task = task
@@ -77,34 +75,34 @@ class Steps:
 
 
 def show(findings: Findings) -> bool:
-    """Print the report. Returns whether every check passed."""
+    """Print the report; return whether every check passed."""
     out = console()
-    model = findings.prototype.model
+    model = findings.base.model
     count = len(findings.spawned.variants)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     out.print(
-        f"\n[bold]{count} variants of {escape(findings.prototype.name)}[/] ({parameters / 1e6:.1f} M parameters)"
-        f" on {findings.prototype.device}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+        f"\n[bold]{count} variants of {escape(findings.base.name)}[/] ({parameters / 1e6:.1f} M parameters)"
+        f" on {findings.base.device}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
     )
     out.print(_time(findings))
     out.print(_memory(findings))
     out.print(_text(findings))
     for holds, statement in _checks(findings):
         out.print(f"{'[good]ok    [/]' if holds else '[bad]WRONG [/]'} {escape(statement)}")
-    out.print(f"\n{_engine()}\n{_process(findings.prototype)}")
+    out.print(f"\n{_engine()}\n{_process(findings.base)}")
     return all(holds for holds, _ in _checks(findings))
 
 
 def document(findings: Findings) -> dict[str, Any]:
-    """The report for programs: times in seconds, memory in bytes, what the models say, and the checks."""
-    prototype, spawned = findings.prototype, findings.spawned
+    """Return the report for programs: times in seconds, memory in bytes, generated texts, and the checks."""
+    base, spawned = findings.base, findings.spawned
     checks = _checks(findings)
     return {
         "passed": all(holds for holds, _ in checks),
         "checks": [{"holds": holds, "statement": statement} for holds, statement in checks],
-        "model": prototype.name,
-        "parameters": sum(parameter.numel() for parameter in prototype.model.parameters()),
-        "device": str(prototype.device),
+        "model": base.name,
+        "parameters": sum(parameter.numel() for parameter in base.model.parameters()),
+        "device": str(base.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "variants": [
@@ -120,15 +118,15 @@ def document(findings: Findings) -> dict[str, Any]:
             for moment, memory in (("after cloning", findings.cloned), ("after writing", findings.written))
         },
         "prompt": PROMPT,
-        "says": {"base": findings.base_says, "variants": list(findings.says)},
-        "fingerprint": {"before": findings.before, "after": findings.after},
+        "says": {"base": findings.base_text, "variants": list(findings.texts)},
+        "fingerprint": {"before": findings.fingerprint_before, "after": findings.fingerprint_after},
         "ledger": asdict(torchcow.ledger()),
         "events": Counter(str(event.way) for event in torchcow.events()),
         "peak_resident_bytes": _peak_bytes(),
     }
 
 
-def _time(findings: Findings) -> Table:
+def _time(findings: Findings) -> Any:
     clone, deepcopy = findings.spawned.clone, findings.spawned.deepcopy
     rows = [
         [name, seconds(timing.median), seconds(timing.slowest), str(len(timing.seconds))]
@@ -138,7 +136,7 @@ def _time(findings: Findings) -> Table:
     return table("Time per copy", ["", "median", "slowest", "measured"], rows)
 
 
-def _memory(findings: Findings) -> Table:
+def _memory(findings: Findings) -> Any:
     rows = [
         [name, size(memory.unique), size(memory.logical), f"{1 - memory.unique / memory.logical:.1%}"]
         for name, memory in (("after cloning", findings.cloned), ("after writing", findings.written))
@@ -147,33 +145,31 @@ def _memory(findings: Findings) -> Table:
     return table(title, ["", "unique", "as deep copies", "saved"], rows)
 
 
-def _text(findings: Findings) -> Table:
-    made = Table(title=f"'{PROMPT} ...'", title_justify="left", show_lines=True)
-    made.add_column("model", min_width=18)
-    made.add_column("continues")
-    made.add_row("base", escape(_line(findings.base_says)))
-    for index, text in enumerate(findings.says):
-        made.add_row(escape(f"{index}: {findings.spawned.variants[index].story}"), escape(_line(text)))
-    return made
+def _text(findings: Findings) -> Any:
+    rows = [["base", _line(findings.base_text)]]
+    for index, text in enumerate(findings.texts):
+        rows.append([f"{index}: {findings.spawned.variants[index].story}", _line(text)])
+    return table(f"'{PROMPT} ...'", ["model", "continues"], rows, left={"continues"})
 
 
 def _checks(findings: Findings) -> list[tuple[bool, str]]:
     variants = findings.spawned.variants
-    strayed = [index for index, variant in enumerate(variants) if not findings.changed[index] <= variant.written]
+    wrong = [index for index, variant in enumerate(variants) if not findings.changed[index] <= variant.written]
     untouched = [index for index, names in enumerate(findings.changed) if not names]
-    same = findings.before == findings.after
+    before, after = findings.fingerprint_before, findings.fingerprint_after
+    same = before == after
     return [
         (
             same,
-            f"the base is bit-identical to before: SHA-256 {findings.before[:16]}"
+            f"the base is bit-identical to before: SHA-256 {before[:16]}"
             if same
-            else f"the base has changed: SHA-256 {findings.before[:16]} before, {findings.after[:16]} after",
+            else f"the base has changed: SHA-256 {before[:16]} before, {after[:16]} after",
         ),
         (
-            not strayed,
+            not wrong,
             "each variant differs from the base only in the tensors that were written into it"
-            if not strayed
-            else f"tensors changed that nobody wrote, in variants {strayed}",
+            if not wrong
+            else f"tensors changed that the demo did not write, in variants {wrong}",
         ),
         (
             not untouched and findings.distinct == len(variants),
@@ -185,22 +181,22 @@ def _checks(findings: Findings) -> list[tuple[bool, str]]:
 def _engine() -> str:
     ledger = torchcow.ledger()
     ways = Counter(str(event.way) for event in torchcow.events())
-    happened = ", ".join(f"{number} {way}" for way, number in sorted(ways.items())) or "none"
+    events = ", ".join(f"{number} {way}" for way, number in sorted(ways.items())) or "none"
     return (
         f"Ledger: {ledger.blocks} blocks, {ledger.sharers} sharers; {size(ledger.logical_bytes)} logical,"
-        f" {size(ledger.unique_bytes)} unique, {size(ledger.retired_bytes)} retired. Events: {happened}."
+        f" {size(ledger.unique_bytes)} unique, {size(ledger.retired_bytes)} retired. Events: {events}."
     )
 
 
-def _process(prototype: Prototype) -> str:
+def _process(base: BaseModel) -> str:
     text = f"Peak resident memory of this process, with the {DEEP_COPIES} deep copies: {size(_peak_bytes())}."
-    if prototype.device.type == "cuda":
+    if base.device.type == "cuda":
         text += f" Peak CUDA memory: {size(torch.cuda.max_memory_allocated())}."
     return text
 
 
 def _peak_bytes() -> int:
-    # Measured by the operating system, so it is a witness for the engine's own numbers. ru_maxrss is in KiB on Linux.
+    # The operating system measures it, so it can confirm the numbers of the engine. ru_maxrss is in KiB on Linux.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,4 +1,5 @@
-"""Timing candidates against each other: in turn, in one process, so that a machine whose speed drifts slows all."""
+# SPDX-License-Identifier: Apache-2.0
+"""Timing of candidates in turn, in one process, so that changes in the speed of the machine affect all of them."""
 
 from __future__ import annotations
 
@@ -8,16 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: What prepares a call (not timed), and what is timed with its result.
+#: A function that prepares a call, and the function that is timed, which gets its result.
 Candidate = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 class Turns:
     """Times of candidates, one entry per round: A B C, A B C, ...
 
-    In its turn a candidate is called once, or again and again until its calls have taken ``turn`` seconds; then the
-    median call counts (``times``), and the first one, which finds cold caches, is told beside it (``first``). What a
-    timed function returns is dropped before the next call, and Python's garbage collector rests during a turn.
+    In its turn a candidate is called once, or repeatedly until its calls have taken ``turn`` seconds. ``times`` gets
+    the time of the median call, ``first`` that of the first call, which finds cold caches. The result of a call is
+    dropped before the next call. Python's garbage collector is off during a turn.
 
     Example:
         >>> turns = Turns(dict(one=(lambda: 1, lambda x: x), two=(lambda: 2, lambda x: [x])))
@@ -56,10 +57,10 @@ class Turns:
             self.first[name].append(calls[0])
 
     def forget(self) -> None:
-        """Drop what was measured so far, which was the warm-up."""
+        """Drop the times measured so far, those of the warm-up."""
         for values in (*self.times.values(), *self.first.values()):
             values.clear()
 
     def ratios(self, one: str, other: str) -> list[float]:
-        """``one`` over ``other``, round by round: what slows a whole round cancels out."""
+        """Return ``one`` / ``other`` for each round; changes in speed that affect a whole round cancel out."""
         return [a / b for a, b in zip(self.times[one], self.times[other], strict=True)]
