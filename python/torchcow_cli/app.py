@@ -16,7 +16,7 @@ except ImportError as error:
         f"the command line needs the package {error.name}: pip install rich typer", name=error.name
     ) from error
 
-from torchcow_cli import SCRIPT, bench, doctor, registry, run
+from torchcow_cli import bench, doctor, registry, run
 from torchcow_cli.demo.command import demo
 from torchcow_cli.output import Mistake
 
@@ -60,7 +60,7 @@ def _version() -> str:
 def run_command(arguments: Sequence[str] | None, program: str) -> int:
     """Parse ``arguments``, run the command and return the exit code."""
     command = get_command(app)
-    if program != SCRIPT:  # shells complete the arguments of a script, not those of a module
+    if " " in program:  # shells complete the arguments of a script, not those of python -m
         command.params = [one for one in command.params if one.name not in ("install_completion", "show_completion")]
     try:
         # Not app(): it replaces sys.excepthook by a hook of typer, which programs under `run` would see.
