@@ -19,6 +19,7 @@ import torchcow
 import torchcow_startup
 from torchcow._native import _C, REBUILD
 from torchcow.engine import patch
+from torchcow.objects.adapters import names_missing
 from torchcow.report.table import size
 
 PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -180,7 +181,12 @@ def libraries() -> Iterator[Finding]:
     """Optional libraries, which torchcow imports when it uses them."""
     for module, use in USES.items():
         package = PACKAGE.get(module, module)
-        if util.find_spec(module) is not None:
+        lacking = names_missing(module) if module in ("keras", "sklearn") else []
+        if lacking:
+            why = f"it has no {', '.join(lacking)}: prototypes copy its objects by its own protocol, and may lose state"
+            remedy = f"install a version of {package} that torchcow supports"
+            yield Finding(package, "degraded", _version(package) or "present", why, remedy)
+        elif util.find_spec(module) is not None:
             yield Finding(package, "ok", f"{_version(package) or 'present'}, for {use}")
         elif module in NEEDED:
             yield Finding(package, "degraded", "missing", f"needed for {use}", f"pip install {package}")

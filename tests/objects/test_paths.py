@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import sys
 
 import pytest
 import torch
@@ -19,8 +20,10 @@ from torch import nn
 import torchcow.objects.adapters
 from support.oracle import run_script
 from torchcow.errors import PathError
+from torchcow.objects.adapters import names_missing
 from torchcow.objects.adapters.attributes import Attributes
 from torchcow.objects.paths import check, locate, look_up, names_at, walk
+from torchcow_cli import checks
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
@@ -203,6 +206,30 @@ def test_an_option_of_an_optimizer_is_that_of_all_groups_and_the_default():
     assert [group["lr"] for group in optimizer.param_groups] == [0.7, 0.5]
 
 
+def test_the_state_of_an_optimizer_is_named_by_the_index_of_the_parameter():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert look_up(optimizer, "state.2.exp_avg") is optimizer.state[model[1].weight]["exp_avg"]
+    assert look_up(optimizer, "state") is optimizer.state
+    assert [name for name in names_at(optimizer) if name.startswith("state")] == ["state", "state.2", "state.3"]
+    check(optimizer, "state.2", {"step": 1}).replace({"step": 1})
+    assert optimizer.state[model[1].weight] == {"step": 1}
+    optimizer.state["calls"] = 7
+    assert look_up(optimizer, "state.calls") == 7
+    assert look_up(optimizer, "state.2.step") == 1
+
+
+def test_named_tuples_and_mappings_have_names_beside_those_of_reports():
+    assert look_up(everything(), "pair.0.0") == look_up(everything(), "pair.first.0") == 1
+    assert look_up(everything(), "mapping.maps.0.k") == look_up(everything(), "mapping.k") == 1
+    mapping = collections.ChainMap({"k": 1})
+    check(mapping, "k", 2).replace(2)
+    assert mapping.maps == [{"k": 2}]
+
+
 names = st.text("ab.", max_size=3)
 trees = st.recursive(
     st.integers(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
@@ -270,3 +297,38 @@ torchcow.Prototype(model).clone(bias=None)
 print(torchcow.objects.adapters.reducers())
 """)
     assert out.split() == ["[]", "()"]
+
+
+def test_a_framework_whose_adapter_does_not_load_is_reported_once():
+    """Otherwise a Keras that moves one of its private names would be copied by way of its file, without a word."""
+    out = run_script("""
+import sys, torch, torchcow, types, warnings
+keras = sys.modules["keras"] = types.ModuleType("keras")
+keras.__version__ = "99.0"
+sys.modules["keras.src"] = types.ModuleType("keras.src")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        torchcow.Prototype(torch.nn.Linear(4, 4)).clone(bias=None)
+(warning,) = [one for one in caught if "torchcow" in str(one.message)]
+print(warning.category.__name__, warning.message)
+""")
+    (warning,) = out.splitlines()
+    assert warning.startswith("RuntimeWarning torchcow has no adapter for keras 99.0: No module named 'keras.src.ops'")
+    assert "may lose a part of their state" in warning
+    assert "Install a version of keras that torchcow supports" in warning
+
+
+def test_the_doctor_finds_private_names_that_a_framework_has_moved(tmp_path, monkeypatch):
+    assert names_missing("keras") == names_missing("sklearn") == []
+    package = tmp_path / "keras"
+    (package / "src" / "ops").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('the doctor must not import it')")
+    (package / "src" / "ops" / "function.py").write_text("class Function: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    missing = names_missing("keras")
+    assert "keras.src.saving.keras_saveable.KerasSaveable" in missing
+    assert "keras.src.ops.function.Function" not in missing
+    (finding,) = [one for one in checks.libraries() if one.topic == "keras"]
+    assert finding.state == "degraded" and missing[0] in finding.why and finding.remedy.endswith("torchcow supports")

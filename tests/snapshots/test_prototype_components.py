@@ -120,6 +120,22 @@ def test_all_components_are_named_at_once():
     assert torchcow.Prototype(obj, share=paths, drop={"deep.er.1"}).clone()["deep"]["er"][1] is None
 
 
+def test_a_component_in_the_state_of_an_optimizer_has_a_short_path():
+    model = nn.Linear(SIDE, SIDE)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, SIDE)).sum().backward()
+    optimizer.step()
+    optimizer.state[model.bias]["lock"] = threading.Lock()
+    obj = {"model": model, "optimizer": optimizer}
+    with pytest.raises(torchcow.CloneError) as caught:
+        torchcow.Prototype(obj)
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "  'optimizer.state.1.lock' (_thread.lock): TypeError: cannot pickle '_thread.lock' object"
+    assert len(str(caught.value)) < 600
+    clone = torchcow.Prototype(obj, share={"optimizer.state.1.lock"}).clone()
+    assert clone["optimizer"].state[clone["model"].bias]["lock"] is optimizer.state[model.bias]["lock"]
+
+
 def test_a_long_list_of_components_is_shortened():
     with pytest.raises(torchcow.CloneError) as caught:
         torchcow.Prototype([threading.Lock() for _ in range(100)])

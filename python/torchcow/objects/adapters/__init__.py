@@ -11,10 +11,14 @@ In reading order:
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
 import sys
 import threading
 import warnings
+from importlib import util
+from pathlib import Path
 from typing import Any
 
 from torchcow.objects.adapters.adapter import Adapter, Reducer
@@ -22,7 +26,7 @@ from torchcow.objects.adapters.attributes import Attributes
 from torchcow.objects.adapters.containers import ForeignMappings, Mappings, Partials, Sequences
 from torchcow.objects.adapters.torch import Modules, Optimizers, Tensors
 
-__all__ = ["Adapter", "Reducer", "adapter_of", "missing", "reducers", "register", "unregister"]
+__all__ = ["Adapter", "Reducer", "adapter_of", "names_missing", "reducers", "register", "unregister"]
 
 _lock = threading.Lock()
 _registered: list[Adapter] = []
@@ -33,7 +37,6 @@ _own: list[Adapter] = [
 ]
 _by_type: dict[type, Adapter] = {dict: _mappings, list: _sequences, tuple: _sequences}
 _pending = {"keras": "Keras", "sklearn": "Estimators"}
-_missing: dict[str, str] = {}
 
 
 def register(adapter: Adapter) -> None:
@@ -90,16 +93,28 @@ def reducers() -> tuple[tuple[type, Reducer], ...]:
     return tuple(pair for adapter in (*_registered, *_of_frameworks) for pair in adapter.reducers)
 
 
-def missing() -> dict[str, str]:
-    """Return why a framework that has been imported has no adapter, by the framework's name.
+def names_missing(framework: str) -> list[str]:
+    """Return the private names that the adapter of a framework imports, and that the installed framework lacks.
+
+    They are looked for in the framework's files; the framework is not imported.
 
     Example:
-        >>> from torchcow.objects.adapters import missing
-        >>> missing()
-        {}
+        >>> from torchcow.objects.adapters import names_missing
+        >>> names_missing("sklearn")
+        []
     """
-    _load()
-    return dict(_missing)
+    spec = util.find_spec(framework)
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent
+    source = Path(__file__).with_name(f"{framework}.py").read_text()
+    lacking = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{framework}.src."):
+            file = folder.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")
+            text = file.read_text() if file.is_file() else ""
+            lacking += [f"{node.module}.{one.name}" for one in node.names if not re.search(rf"\b{one.name}\b", text)]
+    return lacking
 
 
 def _load() -> None:
@@ -113,7 +128,7 @@ def _load() -> None:
                 _of_frameworks.append(getattr(module, _pending[name])())
                 continue
             except (ImportError, AttributeError) as error:
-                reason = _missing[name] = str(error)
+                reason = str(error)
             finally:
                 del _pending[name]  # it is tried only once
         version = getattr(sys.modules[name], "__version__", "of an unknown version")

@@ -97,8 +97,10 @@ class Optimizers(Attributes):
         return parts
 
     def names(self, obj: Any) -> Sequence[str]:
-        """The options, and then the parts."""
-        return list(dict.fromkeys([*_options(obj), "state", *super().names(obj)]))
+        """The options, and then the parts. ``state`` as a whole is a name if all its keys are parameters."""
+        # Other keys would be names in it, too, and a path with one of them would lead to two places.
+        whole = ["state"] if obj.state.keys() <= {p for group in obj.param_groups for p in group["params"]} else []
+        return list(dict.fromkeys([*_options(obj), *whole, *super().names(obj)]))
 
     def get(self, obj: Any, name: str) -> Any:
         """An option's value in the first group that has it, or a part."""
