@@ -1,1 +1,1 @@
-"""Prototypes: snapshots that clones are made from, and what stands in for parts that cannot be cloned."""
+"""Prototypes: snapshots that clones are made from, and stand-ins for components that cannot be cloned."""

@@ -1,4 +1,4 @@
-"""Components of an object that cannot be cloned, and what a prototype puts in their place."""
+"""Components that cannot be cloned: which they are, and what a prototype puts in their place."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 
 from torchcow._native import _C
 from torchcow.errors import CloneError
-from torchcow.objects.adapters import Reducer, adapter_of, reducers
+from torchcow.objects.adapters import Reducer, reducers
 from torchcow.objects.adapters.attributes import whole
+from torchcow.objects.children import children
 from torchcow.objects.paths import check, locate, walk
 
 Reducers = tuple[tuple[type, Reducer], ...]
 
-# The standard library's containers are looked into, its locks, files, threads and pools are not.
+# The search enters the standard library's containers, but not its locks, files, threads and pools.
 _OPEN = {"builtins", "abc", "collections", "dataclasses", "enum", "functools", "typing", "types"}
 
 
@@ -26,14 +27,14 @@ _LISTED = 20
 _ROUNDS = 10  # of a search; nearly always two are enough
 
 
-def copied(obj: Any, memo: dict[int, Any] | None, how: Reducers) -> Any:
+def copied(obj: Any, memo: dict[int, Any] | None, with_reducers: Reducers) -> Any:
     """Clone ``obj`` as a prototype does: like ``torchcow.clone``, but the adapters' reducers go first."""
-    return _C.clone(obj, memo, False, how) if how else _C.clone(obj, memo, False)
+    return _C.clone(obj, memo, False, with_reducers) if with_reducers else _C.clone(obj, memo, False)
 
 
 @whole
 class StandIn:
-    """In a snapshot, stands where a component is not copied. A clone of the snapshot has what ``make`` returns."""
+    """Stands in a snapshot for a component that is not copied. A clone of the snapshot has what ``make`` returns."""
 
     __slots__ = ("make",)
 
@@ -45,88 +46,92 @@ class StandIn:
 
 
 @dataclass
-class Treatment:
-    """What becomes of the components that were named in ``share``, ``drop`` and ``rebuild``.
+class Substitutions:
+    """What a prototype puts in the place of the components that ``share``, ``drop`` and ``rebuild`` name.
 
-    ``memo`` holds what the snapshot has in their place, by the identity of the component, so that all references to it
-    agree. What is its own copy, such as None or a function, is no component that could be told from others like it: it
-    is replaced in each clone by path, and is in ``later``. ``trial`` is the memo for a clone of the snapshot that calls
-    no function of ``rebuild``.
+    A component is replaced by identity, so that all references to it agree. A value that is its own copy, such as None
+    or a function, cannot be told from others like it. It is replaced by path, in each clone.
     """
 
+    #: The argument that names a component, by path.
+    arguments: dict[str, str] = field(default_factory=dict)
+    #: What the snapshot has in the place of a component, by the component's identity.
     memo: dict[int, Any] = field(default_factory=dict)
-    later: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
+    #: What makes the value that is set in each clone, by path.
+    by_path: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    #: The memo of the first clone of the snapshot, which is a trial and calls no function of ``rebuild``.
     trial: dict[int, Any] = field(default_factory=dict)
-    held: list[Any] = field(default_factory=list)
+    #: The components: their identities must stay theirs.
+    components: list[Any] = field(default_factory=list)
 
 
-def treat(
+def substitute(
     obj: Any, share: Iterable[str], drop: Iterable[str], rebuild: Mapping[str, Callable[[], Any]] | None
-) -> Treatment:
-    """Find the named components.
+) -> Substitutions:
+    """Return what takes the place of the named components.
 
     Raises:
         PathError: one of the paths leads nowhere.
         ValueError: two of them ask for different things.
         TypeError: what ``rebuild`` has for a path cannot be called.
     """
-    treatment = Treatment()
-    names: dict[int, str] = {}
+    result = Substitutions()
+    paths: dict[int, str] = {}
 
-    def add(path: str, word: str, make: Callable[[Any], Callable[[], Any]]) -> None:
-        if path in treatment.words:
-            raise ValueError(f"{path!r} is in both {treatment.words[path]} and {word}; name it in one of them")
-        treatment.words[path] = word
+    def add(path: str, argument: str, make: Callable[[Any], Callable[[], Any]]) -> None:
+        if path in result.arguments:
+            raise ValueError(f"{path!r} is in both {result.arguments[path]} and {argument}; name it in one of them")
+        result.arguments[path] = argument
         component = locate(obj, path).value
-        treatment.held.append(component)
+        result.components.append(component)
         if _is_its_own_copy(component):
-            if word != "share":
-                check(obj, path, None if word == "drop" else component)
-                treatment.later[path] = make(component)
+            if argument != "share":
+                check(obj, path, None if argument == "drop" else component)
+                result.by_path[path] = make(component)
             return
-        other = names.setdefault(id(component), path)
-        if other != path and treatment.words[other] != word:
+        other = paths.setdefault(id(component), path)
+        if other != path and result.arguments[other] != argument:
             raise ValueError(
-                f"{other!r} in {treatment.words[other]} and {path!r} in {word} are one object; name it in one of them"
+                f"{other!r} in {result.arguments[other]} and {path!r} in {argument} are one object; name it in one of "
+                "them"
             )
         if other == path:
-            place = treatment.memo[id(component)] = None if word == "drop" else StandIn(make(component))
-            if word == "rebuild":
-                treatment.trial[id(place)] = component
-            if word == "share" and isinstance(component, torch.nn.Module):
+            replacement = result.memo[id(component)] = None if argument == "drop" else StandIn(make(component))
+            if argument == "rebuild":
+                result.trial[id(replacement)] = component
+            if argument == "share" and isinstance(component, torch.nn.Module):
                 # Others may refer to what is inside, an optimizer for example, and must find the same objects.
                 for inner in (*component.modules(), *component.parameters(), *component.buffers()):
-                    treatment.memo.setdefault(id(inner), StandIn(lambda inner=inner: inner))  # type: ignore[misc]
+                    result.memo.setdefault(id(inner), StandIn(lambda inner=inner: inner))  # type: ignore[misc]
 
-    for path in _paths(share):
+    for path in _listed(share):
         add(path, "share", lambda component: lambda: component)
-    for path in _paths(drop):
+    for path in _listed(drop):
         add(path, "drop", lambda component: lambda: None)
     for path, function in (rebuild or {}).items():
         if not callable(function):
             raise TypeError(f"rebuild[{path!r}]: expected a function without arguments, got {function!r}")
         add(path, "rebuild", lambda component, function=function: function)  # type: ignore[misc]
-    return treatment
+    return result
 
 
-def copied_or_explained(obj: Any, memo: dict[int, Any], how: Reducers, what: str) -> Any:
-    """Clone ``obj``; if that fails, raise the error that names all components which are to blame."""
+def copied_or_explained(obj: Any, memo: dict[int, Any], with_reducers: Reducers, what: str) -> Any:
+    """Clone ``obj``; if that fails, raise the error that names all components which cannot be cloned."""
     try:
-        return copied(obj, dict(memo) or None, how)
+        return copied(obj, dict(memo) or None, with_reducers)
     except Exception as error:
         try:
-            explained = _refusal(obj, memo, how, what)
+            explanation = _refusal(obj, memo, with_reducers, what)
         except Exception:  # of an adapter, or of an object that was asked for its parts: the first error matters more
-            explained = None
-        if explained is None:
+            explanation = None
+        if explanation is None:
             raise
-        raise explained from error
+        raise explanation from error
 
 
 @dataclass
 class Failure:
-    """A part that cannot be cloned: itself, or something in it."""
+    """A part that cannot be cloned, because of itself or of something in it."""
 
     path: str
     part: Any
@@ -135,53 +140,53 @@ class Failure:
 
 
 class _Nothing:
-    pass
+    """Takes the place of another part in a trial: it is copied without an error."""
 
 
-def _refusal(obj: Any, memo: dict[int, Any], how: Reducers, what: str) -> CloneError | None:
-    """The error that names all components of ``obj`` which cannot be cloned, or None if no single one is to blame."""
+def _refusal(obj: Any, memo: dict[int, Any], with_reducers: Reducers, what: str) -> CloneError | None:
+    """Return the error that names all components of ``obj`` which cannot be cloned, or None if there is no such one."""
     blamed: list[Failure] = []
     known = dict(memo)
     for _ in range(_ROUNDS):
-        failing = _failing(obj, known, how)
-        # Guilty is what has no other one inside of it. There may be one that nobody sees, or a cycle: so it must fail
-        # as well with nothing in place of the others.
-        alone = [one for one in failing.values() if _fails_alone(one, failing, known, how)]
-        guilty = [one for one in alone if not any(id(part) in failing for part in one.parts)] or alone
-        if not guilty:  # or nothing fails any more
+        failures = _failures(obj, known, with_reducers)
+        # To blame is a failing part without another one inside. There may be one that no search finds, or a cycle: so
+        # it must fail as well with nothing in place of the others.
+        alone = [one for one in failures.values() if _fails_alone(one, failures, known, with_reducers)]
+        innermost = [one for one in alone if not any(id(part) in failures for part in one.parts)] or alone
+        if not innermost:  # or nothing fails any more
             break
-        for one in guilty:
+        for one in innermost:
             known[id(one.part)] = one.part  # as if it was shared; what fails now fails for a reason of its own
-        blamed += guilty
-    # What lies inside of another one goes with it.
+        blamed += innermost
+    # The error names no component that lies inside of another one.
     outer = [one for one in blamed if not any(one.path.startswith(f"{other.path}.") for other in blamed)]
     return CloneError(_explained(what, outer)) if outer else None
 
 
-def _failing(obj: Any, known: dict[int, Any], how: Reducers) -> dict[int, Failure]:
-    failing: dict[int, Failure] = {}
-    for path, part in walk(obj, lambda part: id(part) in failing and not _is_opaque(part)):
-        error = None if id(part) in known else _attempt(part, known, how)
+def _failures(obj: Any, known: dict[int, Any], with_reducers: Reducers) -> dict[int, Failure]:
+    failures: dict[int, Failure] = {}
+    for path, part in walk(obj, lambda part: id(part) in failures and not _is_opaque(part)):
+        error = None if id(part) in known else _attempt(part, known, with_reducers)
         if error is not None:
-            parts = {} if _is_opaque(part) else adapter_of(part).parts(part)
-            failing[id(part)] = Failure(path, part, error, [one for one in parts.values() if one is not part])
-    return failing
+            parts = [] if _is_opaque(part) else [child for _, child in children(part) if child is not part]
+            failures[id(part)] = Failure(path, part, error, parts)
+    return failures
 
 
-def _attempt(part: Any, known: dict[int, Any], how: Reducers) -> Exception | None:
+def _attempt(part: Any, known: dict[int, Any], with_reducers: Reducers) -> Exception | None:
     try:
-        copied(part, dict(known), how)
+        copied(part, dict(known), with_reducers)
     except Exception as error:
         return error
     return None
 
 
-def _fails_alone(one: Failure, failing: dict[int, Failure], known: dict[int, Any], how: Reducers) -> bool:
-    others: dict[int, Any] = {key: _Nothing() for key in failing if key != id(one.part)}
-    return _attempt(one.part, {**known, **others}, how) is not None
+def _fails_alone(one: Failure, failures: dict[int, Failure], known: dict[int, Any], with_reducers: Reducers) -> bool:
+    others: dict[int, Any] = {key: _Nothing() for key in failures if key != id(one.part)}
+    return _attempt(one.part, {**known, **others}, with_reducers) is not None
 
 
-def _paths(paths: Iterable[str]) -> list[str]:
+def _listed(paths: Iterable[str]) -> list[str]:
     return [paths] if isinstance(paths, str) else list(dict.fromkeys(paths))
 
 

@@ -1,4 +1,4 @@
-"""A progress bar for work that takes longer than a moment."""
+"""A progress bar for work that takes more than a second."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def reporting(
 ) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of ``total`` parts of the work.
 
-    ``progress`` None: a bar on stderr, if that is a terminal and the work takes longer than a second. True: a bar on
-    stderr in any case. False: nothing. A function: it is called with how many parts are done, and the total.
+    ``progress`` is None for a bar on stderr, if that is a terminal and the work takes longer than a second; True for a
+    bar in any case; False for none; or a function that is called with the number of parts that are done, and the total.
     """
     if progress not in (None, True, False) and not callable(progress):
         raise TypeError(f"progress: expected True, False, None or a function, got {progress!r}")

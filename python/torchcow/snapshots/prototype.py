@@ -15,7 +15,7 @@ from torchcow.objects.adapters import Reducer, adapter_of, reducers
 from torchcow.objects.adapters.attributes import whole
 from torchcow.objects.paths import Place, locate
 from torchcow.objects.tensors import named_tensors
-from torchcow.snapshots.components import Reducers, copied, copied_or_explained, treat
+from torchcow.snapshots.components import Reducers, copied, copied_or_explained, substitute
 from torchcow.snapshots.progress import reporting
 
 _NOTHING = object()
@@ -28,7 +28,7 @@ class Prototype:
     The snapshot is taken copy-on-write and shares memory with ``obj`` and with the clones. Later writes to ``obj`` or
     to a clone do not reach it. Put objects that belong together into one prototype: the optimizer in
     ``Prototype({"model": model, "optimizer": optimizer})`` drives the model beside it, in each clone. Any number of
-    threads may use one prototype at once. Copies of a prototype are prototypes of the same snapshot.
+    threads may use one prototype at once. A copy of a prototype has the same snapshot.
 
     The constructor also makes one clone and drops it, to find out whether that is possible.
 
@@ -43,10 +43,10 @@ class Prototype:
         rebuild: functions without arguments by dotted path. Each clone gets the result of a call of its own.
 
     Raises:
-        CloneError: components cannot be cloned, such as locks, open files and CUDA graphs, and are not named in
-            ``share``, ``drop`` or ``rebuild``. The message has the dotted path of each.
+        CloneError: components such as locks, open files and CUDA graphs cannot be cloned, and ``share``, ``drop`` and
+            ``rebuild`` do not name them. The message has the dotted path of each.
         PathError: one of these paths leads nowhere.
-        ValueError: a component is named in two of them.
+        ValueError: two of these arguments name the same component.
 
     Example:
         >>> import torch, torchcow
@@ -80,17 +80,17 @@ class Prototype:
         self._name = name
         self._metadata = MappingProxyType(copy.deepcopy(dict(metadata or {})))
         self._each = each
-        treatment = treat(obj, share, drop, rebuild)
-        self._words = treatment.words
-        self._later = tuple(treatment.later.items())
+        substitutions = substitute(obj, share, drop, rebuild)
+        self._arguments = substitutions.arguments
+        self._by_path = tuple(substitutions.by_path.items())
         counted, used = _counted(reducers())
-        self._snapshot = copied_or_explained(obj, treatment.memo, counted, f"this {_kind(obj)}")
+        self._snapshot = copied_or_explained(obj, substitutions.memo, counted, f"this {_kind(obj)}")
         self._reducers = reducers() if used else ()
-        copied_or_explained(self._snapshot, treatment.trial, self._reducers, f"a copy of this {_kind(obj)}")
-        self._plain = not (self._each or self._later or self._reducers)
+        copied_or_explained(self._snapshot, substitutions.trial, self._reducers, f"a copy of this {_kind(obj)}")
+        self._plain = not (self._each or self._by_path or self._reducers)
         self._lock = threading.RLock()
         self._shallow: Any = _NOTHING
-        self._places: dict[str, Place] = {}  # of changes so far
+        self._places: dict[str, Place] = {}  # of earlier changes, by path
 
     @property
     def name(self) -> str | None:
@@ -115,8 +115,8 @@ class Prototype:
                 two names, such as a tied parameter, gets the new value under the name that is given.
 
         Raises:
-            PathError: a path leads nowhere, the message says what exists there; or what is there cannot be replaced by
-                that value; or, for a shallow clone, it is in common with other clones. Nothing was made then.
+            PathError: a path leads nowhere, and the message says what exists there; or the object at the path does not
+                take the value; or, in a shallow clone, the place is common to other clones. No clone was made.
             CloneError: one of the values cannot be cloned.
             ValueError: one change lies inside of another.
 
@@ -132,12 +132,12 @@ class Prototype:
             raise TypeError(f"deep: expected True or False, got {deep!r}; changes are given by name: clone(**changes)")
         places = self._check(changes, deep)
         values = copied_or_explained(changes, {}, reducers(), "the dict of changes") if changes else {}
-        made = self._deep() if deep else self._shallow_copy()
+        clone = self._deep() if deep else self._shallow_copy()
         for place in places:
-            place.within(made).replace(values[place.path])
+            place.within(clone).replace(values[place.path])
         if self._each is not None:
-            self._each(made)
-        return made
+            self._each(clone)
+        return clone
 
     def spawn(
         self,
@@ -151,8 +151,8 @@ class Prototype:
             n: how many, 0 or more.
             each: called with each clone and its index, after the prototype's own ``each``. Its result is ignored.
             progress: None for a progress bar on stderr, if that is a terminal and the work takes longer than a second;
-                True for a bar in any case, False for none; or a function that is called with how many clones are
-                done, and ``n``.
+                True for a bar in any case, False for none; or a function that is called with the number of clones that
+                are done, and ``n``.
 
         Raises:
             ValueError: ``n`` is negative.
@@ -168,18 +168,18 @@ class Prototype:
         clones = []
         with reporting(f"cloning {self._name or 'a prototype'}", count, progress) as tick:
             for index in range(count):
-                made = self.clone()
+                clone = self.clone()
                 if each is not None:
-                    each(made, index)
-                clones.append(made)
+                    each(clone, index)
+                clones.append(clone)
                 tick()
         return clones
 
     def _deep(self) -> Any:
-        made = copied(self._snapshot, None, self._reducers)
-        for path, make in self._later:
-            locate(made, path).replace(make())
-        return made
+        clone = copied(self._snapshot, None, self._reducers)
+        for path, make in self._by_path:
+            locate(clone, path).replace(make())
+        return clone
 
     def _shallow_copy(self) -> Any:
         with self._lock:
@@ -193,9 +193,11 @@ class Prototype:
             for other in changes:
                 if path.startswith(f"{other}."):
                     raise ValueError(f"the change of {path!r} lies inside of the change of {other!r}: give one of them")
-            for component, word in self._words.items():
+            for component, argument in self._arguments.items():
                 if path.startswith(f"{component}."):
-                    raise PathError(f"{path!r} cannot be set: {component!r} is not cloned but in {word}=, see each=")
+                    raise PathError(
+                        f"{path!r} cannot be set: {component!r} is not cloned but in {argument}=, see each="
+                    )
             if path not in self._places:
                 self._places[path] = locate(self._snapshot, path)
             place = self._places[path]
@@ -231,8 +233,8 @@ class Prototype:
         raise TypeError("a Prototype cannot be pickled; keep it in a torchcow.Registry, or pickle what clone() returns")
 
 
-def _counted(how: Reducers) -> tuple[Reducers, list[type]]:
-    """The same reducers, and a list that grows with each use: without any, clones can do without asking for them."""
+def _counted(uncounted: Reducers) -> tuple[Reducers, list[type]]:
+    """Return the same reducers, and a list that grows with each use. If it stays empty, clones need no reducers."""
     used: list[type] = []
 
     def counting(cls: type, reduce: Reducer) -> Reducer:
@@ -242,7 +244,7 @@ def _counted(how: Reducers) -> tuple[Reducers, list[type]]:
 
         return counted
 
-    return tuple((cls, counting(cls, reduce)) for cls, reduce in how), used
+    return tuple((cls, counting(cls, reduce)) for cls, reduce in uncounted), used
 
 
 def _count(n: Any) -> int:
