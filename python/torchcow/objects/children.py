@@ -51,9 +51,10 @@ def children(obj: Any, registered: bool = True) -> Iterator[tuple[Key, Any]]:
     kind = type(obj)
     if kind in _ATOMS:
         return iter(())
-    snapshot = getattr(kind, "__torchcow_snapshot__", None)
-    if snapshot is not None:
-        return iter((("_snapshot", snapshot(obj)),))
+    if not issubclass(kind, _PARTS):
+        snapshot = getattr(kind, "__torchcow_snapshot__", None)
+        if snapshot is not None:
+            return iter((("_snapshot", snapshot(obj)),))
     adapter = adapter_of(obj) if registered else built_in(obj)
     return iter(adapter.parts(obj).items())
 
@@ -89,36 +90,41 @@ def traverse(
     while waiting or private or optimizers:
         if waiting or private:
             name, found = waiting.pop() if waiting else private.popleft()
-            if issubclass(type(found), torch.optim.Optimizer) and id(found) not in seen:
-                other = optimizers.setdefault(id(found), (name, found))
-                if name.count(".") < other[0].count("."):  # the other one is that of a scheduler's reference
-                    optimizers[id(found)] = (name, found)
-                continue
         else:
-            name, found = optimizers.pop(next(iter(optimizers)))
             ties = False
+            name, found = optimizers.pop(next(iter(optimizers)))
         kind = type(found)
         is_tensor = issubclass(kind, torch.Tensor)
         if id(found) in seen:
             if ties and (is_tensor or issubclass(kind, arrays)):
                 yield name, found, False
             continue
+        is_part = is_tensor or issubclass(kind, torch.nn.Module)
+        if not is_part and ties and issubclass(kind, torch.optim.Optimizer):
+            other = optimizers.setdefault(id(found), (name, found))
+            if name.count(".") < other[0].count("."):  # the other one is that of a scheduler's reference
+                optimizers[id(found)] = (name, found)
+            continue
         seen[id(found)] = found
         yield name, found, True
-        if issubclass(kind, arrays) or _is_closed(kind) or (into is not None and not into(found)):
+        if not is_part and (issubclass(kind, arrays) or _is_closed(kind)):
+            continue
+        if into is not None and not into(found):
             continue
         start = f"{name}." if name or found is not obj else ""
-        listed: list[tuple[str, Any]] = []
-        for key, child in children(found):
-            kind = type(child)
-            if kind in _ATOMS or (kind in _EMPTY_IF_FALSE and not child):
-                continue
+        listed = [
+            (key, child)
+            for key, child in children(found)
+            if (kind := type(child)) not in _ATOMS and (child if kind in _EMPTY_IF_FALSE else True)
+        ]
+        listed.reverse()
+        for key, child in listed:
             if is_tensor and of_tensor is not None and not of_tensor(found, key):
                 continue
-            is_private = key.startswith("_") and not issubclass(kind, _PARTS)
-            (private if is_private else listed).append((start + key, child))
-        listed.reverse()
-        waiting += listed
+            if key[:1] == "_" and not issubclass(type(child), _PARTS):
+                private.append((start + key, child))
+            else:
+                waiting.append((start + key, child))
 
 
 def leaf_types() -> tuple[type, ...]:

@@ -1,12 +1,13 @@
-"""What the objects of frameworks consist of: one small protocol, and a registry of those who implement it.
+"""What objects consist of, by class: one small protocol, and the adapters that implement it.
 
 In reading order:
 
 - ``adapter``: the protocol
-- ``attributes``: objects in general: their attributes and slots; what the other adapters build upon
+- ``attributes``: objects in general, with their attributes and slots; the base of the other adapters
+- ``keys``: names for the keys of a mapping
 - ``containers``: mappings, sequences, sets, partial functions
 - ``torch``: modules, optimizers, tensors
-- ``sklearn``, ``keras``: imported once their framework is. NumPy's arrays have no parts, and are copied
+- ``sklearn``, ``keras``: loaded after their framework was imported. NumPy's arrays have no parts
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn  # the name torch is that of a module of this package
+
 from torchcow.objects.adapters.adapter import Adapter, Reducer
 from torchcow.objects.adapters.attributes import Attributes
 from torchcow.objects.adapters.containers import ForeignMappings, Mappings, Partials, Sequences
@@ -31,16 +34,22 @@ __all__ = ["Adapter", "Reducer", "adapter_of", "names_missing", "reducers", "reg
 _lock = threading.Lock()
 _registered: list[Adapter] = []
 _of_frameworks: list[Adapter] = []
-_mappings, _sequences = Mappings(), Sequences()
+_tensors, _modules, _mappings, _sequences = Tensors(), Modules(), Mappings(), Sequences()
 _own: list[Adapter] = [
-    *(Tensors(), Optimizers(), Modules(), _mappings, ForeignMappings(), _sequences, Partials(), Attributes())
+    *(_tensors, Optimizers(), _modules, _mappings, ForeignMappings(), _sequences, Partials(), Attributes())
 ]
-_by_type: dict[type, Adapter] = {dict: _mappings, list: _sequences, tuple: _sequences}
+_by_type: dict[type, Adapter] = {
+    Tensor: _tensors,
+    nn.Parameter: _tensors,
+    dict: _mappings,
+    list: _sequences,
+    tuple: _sequences,
+}
 _pending = {"keras": "Keras", "sklearn": "Estimators"}
 
 
 def register(adapter: Adapter) -> None:
-    """Let ``adapter`` answer for the objects that it accepts, before all adapters that are known already.
+    """Use ``adapter`` for the objects that it accepts, before all adapters that were registered earlier.
 
     Example:
         >>> import torchcow.objects.adapters
@@ -68,7 +77,7 @@ def register(adapter: Adapter) -> None:
 
 
 def unregister(adapter: Adapter) -> None:
-    """Take an adapter away that was registered; one that was not is ignored."""
+    """Remove an adapter that was registered. Another one is ignored."""
     with _lock:
         _registered[:] = [one for one in _registered if one is not adapter]
 
@@ -76,19 +85,23 @@ def unregister(adapter: Adapter) -> None:
 def adapter_of(obj: Any) -> Adapter:
     """Return the first adapter that accepts ``obj``; the last one accepts everything."""
     _load()
-    for adapter in (*_registered, *_of_frameworks):
-        if adapter.accepts(obj):
-            return adapter
+    if _registered or _of_frameworks:
+        for adapter in (*_registered, *_of_frameworks):
+            if adapter.accepts(obj):
+                return adapter
     return built_in(obj)
 
 
 def built_in(obj: Any) -> Adapter:
     """Return the adapter for ``obj`` that every process has, whatever it imports and registers."""
-    return _by_type.get(type(obj)) or next(adapter for adapter in _own if adapter.accepts(obj))
+    kind = type(obj)
+    if issubclass(kind, nn.Module):
+        return _modules
+    return _by_type.get(kind) or next(adapter for adapter in _own if adapter.accepts(obj))
 
 
 def reducers() -> tuple[tuple[type, Reducer], ...]:
-    """Return how classes of frameworks are copied that define another protocol, for all adapters together."""
+    """Return the reducers of all adapters: how a prototype copies classes of frameworks."""
     _load()
     return tuple(pair for adapter in (*_registered, *_of_frameworks) for pair in adapter.reducers)
 
@@ -119,7 +132,9 @@ def names_missing(framework: str) -> list[str]:
 
 def _load() -> None:
     """Load the adapters of frameworks that have been imported since the last time."""
-    for name in [name for name in _pending if name in sys.modules]:
+    for name in list(_pending):
+        if name not in sys.modules:
+            continue
         with _lock:
             if name not in _pending:
                 continue

@@ -20,20 +20,20 @@ _whole: tuple[type, ...] = (
 
 
 def whole(cls: T) -> T:
-    """Decorate a class whose instances have no parts that a path could lead to."""
+    """Decorate a class whose instances have no parts."""
     global _whole
     _whole = (*_whole, cls)
     return cls
 
 
 def is_whole(obj: Any) -> bool:
-    """Whether an object has no parts: a plain value, or code (a function, a class, a module of Python)."""
+    """Return whether an object has no parts: a plain value, or code (a function, a class, a module of Python)."""
     kind = type(obj)
     return kind in _VALUES or issubclass(kind, _whole)
 
 
 class Attributes:
-    """The adapter for everything that no other one accepts: instances with attributes, with slots, or whole objects."""
+    """The adapter for all objects that no other one accepts: their attributes and slots."""
 
     reducers: Sequence[tuple[type, Reducer]] = ()
     foreign: tuple[type, ...] = (object,)
@@ -90,7 +90,9 @@ def attributes_of(obj: Any, slots: bool = True) -> dict[str, Any]:
     except AttributeError:
         attributes = None
     if isinstance(attributes, dict):
-        found.update((name, value) for name, value in attributes.items() if isinstance(name, str))
+        found.update(attributes)
+        for name in [name for name in found if type(name) is not str]:  # which no path could name
+            del found[name]
     for name, member in slots_of(type(obj)).items() if slots else ():
         try:
             value = member.__get__(obj)

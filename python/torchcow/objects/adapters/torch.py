@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torchcow.objects.adapters.keys import add_beside, keys_by_name
 #: The attributes of a module that hold its parameters, buffers and children.
 TABLES = ("_parameters", "_buffers", "_modules")
 # In a module of TorchScript: the C++ object, and the module that a traced one stands for.
-_SCRIPT = ("_c", "_actual_script_module")
+_SCRIPT = (*TABLES, "_c", "_actual_script_module")
 
 
 class Modules(Attributes):
@@ -27,13 +28,17 @@ class Modules(Attributes):
 
     def parts(self, obj: Any) -> Mapping[str, Any]:
         """What is in the tables, and the other attributes."""
-        parts: dict[str, Any] = {}
-        for table, content in zip(TABLES, _tables(obj), strict=True):
-            add_beside(parts, content, table)
-        attributes = attributes_of(obj)
-        for name in (*TABLES, *(_SCRIPT if isinstance(obj, torch.jit.ScriptModule) else ())):
+        tables, attributes = _tables(obj), attributes_of(obj)
+        for name in _SCRIPT if issubclass(type(obj), torch.jit.ScriptModule) else TABLES:
             attributes.pop(name, None)
-        add_beside(parts, attributes, "__dict__")
+        parts: dict[str, Any] = {}
+        for content in (*tables, attributes):
+            parts.update(content)
+        if len(parts) == len(attributes) + sum(map(len, tables)):
+            return parts
+        parts = {}
+        for where, content in zip((*TABLES, "__dict__"), (*tables, attributes), strict=True):
+            add_beside(parts, content, where)
         return parts
 
     def get(self, obj: Any, name: str) -> Any:
@@ -70,9 +75,10 @@ class Modules(Attributes):
 
 
 def _tables(obj: Any) -> list[dict[str, Any]]:
-    if isinstance(obj, torch.jit.ScriptModule):  # its tables are views of C++, and have none of dict's other methods
+    if issubclass(type(obj), torch.jit.ScriptModule):  # its tables are views of C++
         return [dict(getattr(obj, table, {}).items()) for table in TABLES]
-    return [vars(obj).get(table, {}) for table in TABLES]
+    attributes = vars(obj)
+    return [attributes.get(table, {}) for table in TABLES]
 
 
 class Optimizers(Attributes):
@@ -151,7 +157,9 @@ class Tensors(Attributes):
     def parts(self, obj: Any) -> Mapping[str, Any]:
         """The gradient, and attributes that were added."""
         parts = {"grad": obj.grad} if obj.is_leaf and obj.grad is not None else {}
-        add_beside(parts, attributes_of(obj), "__dict__")
+        # A tensor with attributes refers to more than its class. To ask for its __dict__ would make one.
+        if len(gc.get_referents(obj)) > 1:
+            add_beside(parts, attributes_of(obj), "__dict__")
         return parts
 
     def names(self, obj: Any) -> Sequence[str]:
