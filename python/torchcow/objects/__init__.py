@@ -1,1 +1,1 @@
-"""What an object consists of: its tensors and parts by dotted name, and the adapters of frameworks."""
+"""What an object consists of: its children and tensors by dotted name, and the adapters of frameworks."""

@@ -1,4 +1,4 @@
-"""The parts of an object by dotted path: look one up, check that it can be replaced, replace it, walk over all.
+"""The parts of an object by dotted path: look up, check, replace, and walk over all of them.
 
 A path is a sequence of names with dots in between: ``"encoder.layers.0.dropout.p"``, ``"optimizer.lr"``. The adapter of
 an object (:mod:`torchcow.objects.adapters`) knows the names in it: those of its children, and further ones that a path
@@ -24,7 +24,7 @@ LISTED = 12
 
 @dataclass(frozen=True)
 class Place:
-    """Where a path leads: the names on the way, and the object that holds the last one."""
+    """Where a path leads: the names along it, and the object that holds the last one."""
 
     path: str
     names: tuple[str, ...]
@@ -32,11 +32,11 @@ class Place:
 
     @property
     def value(self) -> Any:
-        """What is there now."""
+        """The object that is there now."""
         return adapter_of(self.holder).get(self.holder, self.names[-1])
 
     def within(self, root: Any) -> Place:
-        """The same place in another object that is built alike."""
+        """Return the same place in another object that is built alike."""
         for name in self.names[:-1]:
             root = adapter_of(root).get(root, name)
         return Place(self.path, self.names, root)
@@ -53,7 +53,7 @@ class Place:
 
 
 def names_at(obj: Any, path: str = "") -> list[str]:
-    """Return the names that exist in ``obj``, or at a place within it; those with an underscore come last.
+    """Return the names that exist in ``obj``, or at a path within it. Private names come last.
 
     Example:
         >>> import torch
@@ -61,15 +61,15 @@ def names_at(obj: Any, path: str = "") -> list[str]:
         >>> names_at({"model": torch.nn.Dropout(0.1)}, "model")[:3]
         ['training', 'p', 'inplace']
     """
-    found = look_up(obj, path) if path else obj
-    return sorted(adapter_of(found).names(found), key=lambda name: name.startswith("_"))
+    holder = look_up(obj, path) if path else obj
+    return sorted(adapter_of(holder).names(holder), key=lambda name: name.startswith("_"))
 
 
 def look_up(obj: Any, path: str) -> Any:
-    """Return what ``path`` leads to.
+    """Return the object that ``path`` leads to.
 
     Raises:
-        PathError: nothing, or more than one thing.
+        PathError: there is no such object, or there is more than one.
 
     Example:
         >>> import torch
@@ -84,27 +84,27 @@ def locate(obj: Any, path: str) -> Place:
     """Return the place that ``path`` leads to.
 
     Raises:
-        PathError: there is no such place, or there are several because names have dots in them.
+        PathError: there is no such place, or there are several because names contain dots.
     """
     if not isinstance(path, str):
         raise TypeError(
             f"expected a dotted path such as 'encoder.dropout.p', got {path!r} of type {type(path).__name__}"
         )
     furthest: list[tuple[int, str, Any]] = [(-1, "", obj)]
-    found = list(_matches(path, 0, obj, (), furthest))
-    if not found:
+    places = list(_matches(path, 0, obj, (), furthest))
+    if not places:
         raise PathError(_nowhere(path, furthest[0], obj))
-    if len(found) > 1:
-        ways = " or ".join(" -> ".join(map(repr, place.names)) for place in found)
+    if len(places) > 1:
+        ways = " or ".join(" -> ".join(map(repr, place.names)) for place in places)
         raise PathError(f"{path!r} leads to several places in this {type(obj).__name__}: {ways}; rename one of them")
-    return found[0]
+    return places[0]
 
 
 def check(obj: Any, path: str, value: Any) -> Place:
-    """Return the place that ``path`` leads to, after having made sure that ``value`` can be put there.
+    """Return the place that ``path`` leads to, and check that it takes ``value``.
 
     Raises:
-        PathError: there is no such place, or what is there cannot be replaced by that value.
+        PathError: there is no such place, or it does not take that value.
     """
     place = locate(obj, path)
     place.check(value)

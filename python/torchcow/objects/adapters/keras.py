@@ -1,9 +1,9 @@
 """Keras 3 on the torch backend: layers, models, metrics, losses and optimizers are copied attribute by attribute.
 
-Keras would copy them by way of its file format, which keeps neither what ``get_config`` leaves out nor a subclassed
-model whose layers are made in ``call``. Four things in its objects are no plain attributes and are made anew: wrappers
-that ``__new__`` binds to the object, identities of other objects, functions that are compiled for one model, and
-references to modules of Python.
+Keras itself copies by way of its file format, which loses what ``get_config`` leaves out and layers that a subclassed
+model makes in ``call``. Four kinds of attributes cannot be copied, and the reducers here make them anew: wrappers that
+``__new__`` binds to the object, identities of other objects, functions that are compiled for one model, and references
+to Python modules.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _COMPILED = ("train_function", "test_function", "predict_function")
 
 
 class Keras(Modules):
-    """Layers and variables have the names of their attributes, and their own ones; variables take new values."""
+    """Layers and variables go by their own names, and by those of attributes. A new value is assigned to a variable."""
 
     def __init__(self) -> None:
         self.reducers: Sequence[tuple[type, Reducer]] = _REDUCERS if keras.backend.backend() == "torch" else ()

@@ -1,4 +1,4 @@
-"""scikit-learn: estimators have their parameters as names, and pipelines those of their steps."""
+"""scikit-learn: paths name the parameters of estimators, and the steps of pipelines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torchcow.objects.adapters.attributes import Attributes
 
 
 class Estimators(Attributes):
-    """Estimators, with names as ``get_params`` has them: ``"pipeline.scaler.with_mean"``. What was fitted is kept."""
+    """Estimators, with names as in ``get_params``: ``"pipeline.scaler.with_mean"``. A change keeps what was fitted."""
 
     def accepts(self, obj: Any) -> bool:
         """Any estimator."""
         return isinstance(obj, BaseEstimator)
 
     def names(self, obj: Any) -> Sequence[str]:
-        """The parameters and named steps, and then the attributes, among them what was fitted."""
+        """The parameters and named steps, then the attributes, which include what was fitted."""
         return list(dict.fromkeys([*_parameters(obj), *super().names(obj)]))
 
     def get(self, obj: Any, name: str) -> Any:
@@ -27,7 +27,7 @@ class Estimators(Attributes):
         return parameters[name] if name in parameters else super().get(obj, name)
 
     def replace(self, obj: Any, name: str, value: Any) -> None:
-        """By ``set_params``, or set the attribute."""
+        """Call ``set_params``, or set the attribute."""
         if name in _parameters(obj):
             obj.set_params(**{name: value})
         else:
@@ -39,5 +39,5 @@ class Estimators(Attributes):
 
 
 def _parameters(obj: Any) -> Mapping[str, Any]:
-    # With deep=True the steps of pipelines are among them, and what is inside of steps, which paths reach themselves.
+    # deep=True includes the steps of pipelines, and also the parameters of steps, which have a path by way of the step.
     return {name: value for name, value in obj.get_params(deep=True).items() if "__" not in name}

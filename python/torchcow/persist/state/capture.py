@@ -25,11 +25,11 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class State:
-    """What an object is made of.
+    """What an object consists of.
 
     ``nodes`` is JSON-able: what is at each dotted path, in the order of the walk. ``tensors`` holds each tensor once,
-    by the first of its names; they are the object's own tensors, or share memory with them. ``code`` holds what the
-    structure has to bring.
+    by the first of its names. They are the object's own tensors, or share memory with them. ``code`` holds the objects
+    that the structure has to bring.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class State:
 
 
 def capture(obj: Any) -> State:
-    """Take an object apart; the object is not changed, and no tensor is read or un-shared.
+    """Take an object apart. The object does not change, and no tensor is read or un-shared.
 
     Args:
         obj: a module, or modules, optimizers, schedulers, metrics, arrays and plain data in dicts, lists, dataclasses
             or other plain objects.
 
     Raises:
-        StateError: something in it cannot be written down, or only with a loss.
+        StateError: a part of it cannot be written down, or not without a loss.
 
     Example:
         >>> import torch
@@ -195,7 +195,7 @@ class _Capture:
             self._hidden += [(path, tensor) for tensor in introspect.hidden_tensors(value)]
 
     def check_hidden(self) -> None:
-        """Refuse tensors that only code refers to: they would be lost."""
+        """Refuse tensors that only code refers to: a file would lose them."""
         known = {id(tensor) for tensor in self.state.tensors.values()}
         for path, tensor in self._hidden:
             if id(tensor) not in known:
@@ -205,7 +205,7 @@ class _Capture:
                 )
 
     def check_memory(self) -> None:
-        """Refuse tensors that overlap in memory: in files each is by itself, so a write would no longer reach both."""
+        """Refuse tensors that overlap in memory: a file holds each by itself, so a write would no longer reach both."""
         spans: dict[int, list[tuple[int, int, str]]] = {}
         for path, tensor in self.state.tensors.items():
             if isinstance(tensor, torch.nn.Parameter) or path in self._replayed or tensor.numel() == 0:

@@ -44,9 +44,9 @@ _CONSTANTS = (enum.Enum, torch.dtype, torch.layout, torch.memory_format, re.Patt
 
 
 def given(value: Any) -> str | None:
-    """Return a description of code or a constant, which the structure brings; None for anything else.
+    """Return a description of code or a constant, which the structure brings, or None for any other object.
 
-    The same description at the same place is what makes a structure fit. A device is always the structure's.
+    A structure fits if it has the same description at the same place. A device is always the structure's.
     """
     if isinstance(value, (torch.device, weakref.ref)):
         return type(value).__name__
@@ -67,7 +67,7 @@ def given(value: Any) -> str | None:
 
 
 def set_attribute(obj: Any, name: str, value: Any) -> None:
-    """Set an attribute past ``__setattr__``: of a frozen dataclass, of a module."""
+    """Set an attribute without ``__setattr__``, which frozen dataclasses and modules override."""
     if name in slots_of(type(obj)):
         object.__setattr__(obj, name, value)
     else:
@@ -75,7 +75,7 @@ def set_attribute(obj: Any, name: str, value: Any) -> None:
 
 
 def is_transparent(obj: Any) -> bool:
-    """Whether all that an instance holds are its attributes: no state of C, no copy protocol of its own."""
+    """Return whether an instance holds its attributes and nothing else: no state in C, no copy protocol of its own."""
     cls = type(obj)
     if any(getattr(cls, name) is not getattr(object, name) for name in ("__reduce__", "__reduce_ex__")):
         return False
@@ -114,5 +114,5 @@ def hidden_tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def has_state_dict(obj: Any) -> bool:
-    """Whether an object answers for its own state."""
+    """Return whether an object saves and loads its own state."""
     return callable(getattr(obj, "state_dict", None)) and callable(getattr(obj, "load_state_dict", None))

@@ -12,14 +12,14 @@ import torch
 
 
 class NotPlainError(Exception):
-    """A value that holds something else than plain data."""
+    """A value that is not plain data, or contains a value that is not."""
 
 
 def encode(value: Any) -> Any:
-    """Return JSON that stands for ``value``; what JSON has no word for becomes a dict with one key, its type.
+    """Return JSON that stands for ``value``. A type that JSON lacks becomes a dict with one key, the type's name.
 
     Raises:
-        NotPlainError: there is something in it that is not plain data, or it contains itself.
+        NotPlainError: a part of it is not plain data, or it contains itself.
 
     Example:
         >>> from torchcow.persist.state.plain import decode, encode
@@ -71,7 +71,7 @@ def decode(node: Any) -> Any:
     """Return the value that JSON of :func:`encode` stands for.
 
     Raises:
-        ValueError: a word that this version does not know.
+        ValueError: a type that this version does not know.
     """
     if isinstance(node, list):
         return [decode(item) for item in node]

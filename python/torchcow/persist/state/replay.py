@@ -1,4 +1,4 @@
-"""What ``state_dict`` returned, made again from nodes and tensors for ``load_state_dict``."""
+"""``StateDictReplay``: what ``state_dict`` returned when it was saved, for ``load_state_dict``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _array(value: Any) -> Any:
 class StateDictReplay:
     """Builds for ``load_state_dict`` of one object what its ``state_dict`` returned when it was saved.
 
-    It needs no structure, because such state is often made late, by a first step.
+    It needs no structure, because objects often make such state late, in a first step.
     """
 
     def __init__(self, nodes: dict[str, Node], read: Callable[[str, Node, Any], torch.Tensor], path: str):
@@ -78,7 +78,7 @@ class StateDictReplay:
         return _CLASSES["dict" if kind == "stateful" else node[kind]](values)
 
     def check(self, obj: Any) -> None:
-        """Refuse an object that has made other tensors of what it was given, of a smaller dtype for instance."""
+        """Refuse an object that did not keep the tensors it was given, but converted them to another dtype, say."""
         now = {join(self._path, path) if path else self._path: node for path, node in capture(obj).nodes.items()}
         for path, node in self._nodes.items():
             inside = path.startswith(f"{self._path}.") if self._path else True

@@ -1,4 +1,4 @@
-"""``restore``: put a state into a structure; everything is checked before anything is changed."""
+"""``restore``: put a state into a structure. It checks everything before it changes anything."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _SHOWN = 20
 
 
 def restore(structure: Any, nodes: dict[str, Node], read: Read) -> Any:
-    """Return a clone of ``structure`` that holds what ``nodes`` and ``read`` say; the structure is not changed.
+    """Return a clone of ``structure`` with the content of a state. The structure itself does not change.
 
-    The structure has to have the parts that the saved object had: the same tensors by name, dtype and shape, the same
-    ties, classes and functions of the same names. Its device stays. Plain values are those of the state; plain
-    attributes that only the structure has are kept, and those that only the state has are added.
+    The structure needs the parts of the saved object: the same tensors by name, dtype and shape, the same ties, and
+    classes and functions of the same names. Tensors stay on the structure's devices. Plain values come from the state.
+    Plain attributes that only the structure has stay, and those that only the state has are added.
 
     Args:
         structure: an object that is built like the one that was captured; its values do not matter.
         nodes: those of a :class:`State`.
-        read: called with the name of each tensor when everything fits; returns a tensor that is handed
-            over, or None for what the structure has there already.
+        read: called with the name of each tensor after all checks. It returns a tensor, which the clone takes over, or
+            None to keep the structure's tensor.
 
     Raises:
         StateError: the structure does not fit; the message lists all differences.
@@ -51,13 +51,13 @@ def restore(structure: Any, nodes: dict[str, Node], read: Read) -> Any:
         (True, False)
     """
     restored, actions = _planned(clone(structure), nodes, read)
-    while actions:  # they refer to what they are listed in, which would keep the structure alive
+    while actions:  # each refers to the list of all, which would keep the structure alive
         actions.popleft()()
     return restored
 
 
 def check(structure: Any, nodes: dict[str, Node]) -> None:
-    """Raise what :func:`restore` would raise if the state did not fit the structure, and change nothing."""
+    """Raise what :func:`restore` raises if the state does not fit the structure. Nothing changes."""
     _planned(structure, nodes, lambda _: None)[1].clear()
 
 
@@ -86,7 +86,7 @@ class _Restore:
         self._paths: dict[int, str] = {}
 
     def place(self, path: str, current: Any) -> Any:
-        """Plan what has to be done at a path of the structure; return what will be there."""
+        """Plan what to do at a path of the structure, and return the object that will be there."""
         node = self._nodes.get(path)
         if not node:
             self._plan.problem(path, "is missing in the saved state, which is damaged")
@@ -134,7 +134,7 @@ class _Restore:
         return value
 
     def _new_array(self, path: str, node: Node) -> Any:
-        """An array that a structure which was never fitted does not have yet."""
+        """Return an array that the structure lacks, because it was never fitted."""
         import numpy as np
 
         array = np.empty(node["array"][1], dtype=node["dtype"])
@@ -263,7 +263,7 @@ class _Restore:
 
 
 def _refill(container: Any, value: Any) -> None:
-    """Give a container another content, and keep its identity."""
+    """Replace the content of a container, and keep its identity."""
     container.clear()
     if isinstance(container, list):
         container.extend(value)

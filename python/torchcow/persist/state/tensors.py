@@ -1,4 +1,4 @@
-"""Which tensors can be written down, and what is to be told about them beside dtype, shape and bytes."""
+"""Which tensors a file can hold, and what it notes of them beside dtype, shape and bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchcow.persist.tensor_file import NAMES
 
 
 def unfit(tensor: torch.Tensor) -> str | None:
-    """Return why a tensor cannot be written down; None if it can."""
+    """Return why a tensor cannot be written down, or None if it can."""
     checks: Iterable[tuple[Callable[[], bool], str]] = (
         (lambda: torch.nn.parameter.is_lazy(tensor), "it is not initialized yet"),
         (lambda: tensor.is_meta, "it is on the meta device and has no content"),
@@ -39,7 +39,7 @@ def unfit(tensor: torch.Tensor) -> str | None:
 
 
 def layout(tensor: torch.Tensor) -> dict[str, Any]:
-    """The strides of a tensor that is not in C order, but dense: channels_last or transposed weights."""
+    """Return the strides of a dense tensor that is not in C order, such as channels_last or transposed weights."""
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     if tensor.is_contiguous() or not tensor.permute(order).is_contiguous():
         return {}
