@@ -1,6 +1,6 @@
 """Tools for tests of isolation: checksums over shared blocks, and failing allocations.
 
-Importing this module arms the checksums: each block is summed when it is made, which reads its memory once.
+Importing this module turns checksums on: the engine sums each block when it makes it, which reads its memory once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _C.arm_fingerprints(True)
 
 
 def verify() -> int:
-    """Check that no shared block has changed since it was made; return how many were looked at.
+    """Check that no shared block has changed since it was made; return how many were checked.
 
     Raises:
-        IsolationError: a block has changed. All tensors that share it hold wrong values.
+        IsolationError: a block has changed, and all tensors that share it hold wrong values.
 
     Example:
         >>> import torch, torchcow, torchcow.testing
@@ -32,15 +32,15 @@ def verify() -> int:
     if damaged:
         blocks = "; ".join(f"block {number}: {size} bytes on {device}" for number, size, device in damaged)
         raise IsolationError(
-            f"shared memory was written behind the barrier: {blocks}. Somebody wrote through a pointer that was taken "
-            "before the clone. Clone with strict=True, or call torchcow.materialize before handing out pointers."
+            f"shared memory was written behind the barrier: {blocks}. The write went through a pointer that was taken "
+            "before the clone. Clone with strict=True, or call torchcow.materialize before taking pointers."
         )
     return int(looked_at)
 
 
 @contextmanager
 def fail_allocations(after: int) -> Iterator[None]:
-    """Let one allocation for a materialization fail: number ``after``, counted from 0 on entering."""
+    """Let one allocation for a materialization fail within the block: number ``after``, counted from 0."""
     _C.fail_allocation(after)
     try:
         yield

@@ -50,7 +50,7 @@ def test_copies_at_clone_time_are_explained():
         "meta": ("never", ""),
     }
     text = str(torchcow.explain(torchcow.clone(source)))
-    assert "foreign" not in text and "tiny" not in text and "1 are too small for it" in text
+    assert "foreign" not in text and "tiny" not in text and "1 are too small to share" in text
 
 
 def test_what_was_left_alone():
@@ -62,7 +62,7 @@ def test_what_was_left_alone():
     assert causes(clone) == {"": ("alone", "", "")}
     clone.add_(1)
     assert causes(clone) == {"": ("written", "aten::add_.Tensor", "")}
-    assert torchcow.explain(clone).unshared[""].why.startswith("written by aten::add_.Tensor when nobody else")
+    assert torchcow.explain(clone).unshared[""].why.startswith("written by aten::add_.Tensor when no other tensor")
 
 
 def test_the_last_cause_counts_and_sharing_again_ends_it():

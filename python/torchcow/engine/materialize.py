@@ -1,4 +1,4 @@
-"""``materialize``: take the memory now instead of at the first write."""
+"""``materialize``: gives tensors private memory now instead of at the first write."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torchcow.objects.tensors import named_tensors, subject
 def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
     """Give tensors of ``obj`` memory of their own, all of them or none.
 
-    Useful before a CUDA graph is captured, before raw pointers are handed out, or to find out now rather than
-    later whether the memory is there.
+    Use it before a CUDA graph is captured, before code takes raw pointers, or to find out early whether there is enough
+    memory.
 
     Args:
         obj: a tensor, a module, or a container or an iterator of them.
@@ -22,7 +22,7 @@ def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
     Raises:
         KeyError: a name that ``obj`` does not have; nothing was materialized.
         TypeError: ``obj`` is a plain value or code, which holds no tensor.
-        RuntimeError: no memory; nothing was materialized, and everything still shares.
+        RuntimeError: there is not enough memory; nothing was materialized, and all tensors still share.
 
     Example:
         >>> import torch, torchcow

@@ -67,7 +67,7 @@ def _named(obj: Any) -> tuple[list[str], list[torch.Tensor]]:
 
 
 class _State:
-    """What a write moves, and what an operator like ``t_`` moves, which writes no byte."""
+    """The version counter, which each write moves, and the sizes, which ``t_`` and the like change without a write."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.version = None if tensor.is_inference() else tensor._version

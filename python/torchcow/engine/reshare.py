@@ -19,7 +19,7 @@ _ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Reshared:
-    """What :func:`reshare` has saved: how many tensors share again, and how many bytes were given back."""
+    """The result of :func:`reshare`: the number of tensors that share again, and the bytes that were freed."""
 
     tensors: int
     bytes: int
@@ -28,16 +28,16 @@ class Reshared:
 def reshare(*objs: Any) -> Reshared:
     """Let tensors of ``objs`` that hold the same bits share memory again, as if they had just been cloned.
 
-    Undoes what accidental writes, rollbacks and checkpoints loaded into clones cost. The values do not change, nor do
-    views, ties and gradients; the next write to any of the tensors is isolated as ever. Tensors over memory that
-    something else may look into, and those too small to be shared, are left alone. Other threads may read meanwhile; a
-    tensor that one of them writes is left alone. On CUDA it waits for the device first.
+    Frees the memory that accidental writes, rollbacks and checkpoints loaded into clones have taken. Values, views,
+    ties and gradients do not change, and the next write to any of the tensors is isolated as usual. Tensors that are
+    too small to share, and tensors whose memory other code may reference, stay as they are. Other threads may read
+    meanwhile; a tensor that one of them writes stays as it is. On CUDA, ``reshare`` first waits for the device.
 
     Args:
         objs: modules, optimizers, containers, iterators or tensors. Tensors of one object share with each other, too.
 
     Returns:
-        The number of tensors that share now and did not, and the bytes that were given back.
+        The number of tensors that share now and did not before, and the bytes that were freed.
 
     Raises:
         TypeError: one of ``objs`` is a plain value or code, which holds no tensor; nothing was changed.
@@ -57,7 +57,7 @@ def reshare(*objs: Any) -> Reshared:
         True
     """
     saved = _reshare(objs)
-    _C.totals()  # frees the memory that was left, now that nothing here reads it any more
+    _C.totals()  # frees the retired memory, which nothing here reads any more
     return saved
 
 
@@ -75,18 +75,18 @@ def _reshare(objs: tuple[Any, ...]) -> Reshared:
 
 
 def _wait_for_devices(spans: Iterable[_Span]) -> None:
-    """What was queued on any stream must be done before bytes are compared: the comparison decides for good."""
+    """Wait until all queued work is done: a later write would invalidate the comparison of bytes."""
     for device in {span.bytes.device for span in spans if span.bytes.is_cuda}:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "reshare: a graph is being captured, and tensors on a device can be compared only when all its streams "
-                "are done; nothing was changed. Call it before the capture."
+                "reshare: a CUDA graph is being captured, and tensors on a device can be compared only when all its "
+                "streams have finished; nothing was changed. Call reshare before the capture."
             )
         torch.cuda.synchronize(device)
 
 
 class _Span:
-    """Bytes that one tensor covers, or a whole storage; only that can move."""
+    """The bytes of one tensor, or those of a whole storage; only a whole storage can join another block."""
 
     def __init__(self, tensor: torch.Tensor, start: int, length: int, usage: tuple[int, ...]) -> None:
         storage, block, _, sharers, size, _ = usage
@@ -99,8 +99,8 @@ class _Span:
         # A parameter, as a clone of one shares its own span only.
         self.bytes = torch.nn.Parameter(flat, requires_grad=False)
 
-    def likeness(self) -> tuple[int, torch.device, tuple[int, ...]]:
-        """What equal spans have in common."""
+    def signature(self) -> tuple[int, torch.device, tuple[int, ...]]:
+        """Values that equal spans have in common: length, device and a sample of bytes."""
         length = len(self.bytes)
         sample = self.bytes[:: max(1, length // _SAMPLE)][:_SAMPLE]
         return length, self.bytes.device, tuple(sample.tolist())
@@ -131,7 +131,7 @@ def _alike(spans: Iterable[_Span]) -> Iterable[list[_Span]]:
     for same_size in sizes.values():
         if len({span.memory for span in same_size}) > 1:
             for span in same_size:
-                groups.setdefault(span.likeness(), []).append(span)
+                groups.setdefault(span.signature(), []).append(span)
     return groups.values()
 
 

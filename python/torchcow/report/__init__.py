@@ -1,1 +1,1 @@
-"""Questions and answers: memory, events, reasons, differences and budgets; and the tables that show them."""
+"""Reports on memory, events, reasons, differences and budgets, and the tables and charts that show them."""

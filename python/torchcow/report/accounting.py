@@ -1,4 +1,4 @@
-"""The ledger: what is shared in this process, and what got memory of its own."""
+"""The ledger: the memory that this process shares, and the tensors that got memory of their own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torchcow.engine import names as _names
 
 @dataclass(frozen=True)
 class Event:
-    """A tensor that got memory of its own: by a first write, or because ``clone`` copied it at once.
+    """A tensor that got memory of its own, by a first write or because ``clone`` copied it eagerly.
 
-    ``kind`` is "materialize" or "eager"; ``way`` is "steal" (the last sharer took the memory: nothing copied),
-    "copy", "skip" (the write overwrote everything: nothing copied) or "eager"; ``operator`` is what wrote;
-    ``bytes`` the size of the storage; ``reason`` why it was copied when cloned, in one word, and ``explanation`` in a
-    sentence; ``name`` the dotted name in a module that was cloned, if the tensor still lives there.
+    ``kind`` is "materialize" or "eager". ``way`` is "steal" (the last sharer took the memory, nothing was copied),
+    "copy", "skip" (the write overwrote every byte, nothing was copied) or "eager". ``operator`` is the operator that
+    wrote, ``bytes`` the size of the storage. ``reason`` says in one word why ``clone`` copied the tensor eagerly, and
+    ``explanation`` in a sentence. ``name`` is the dotted name in a module that was cloned, if it still has the tensor.
     """
 
     kind: str
@@ -32,13 +32,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Sums over all live blocks of this process, in bytes where the name says so.
+    """Sums over all live blocks of this process; names that end in ``bytes`` are in bytes.
 
-    ``logical_bytes`` is what deep copies of all sharers would take, ``unique_bytes`` what is allocated for them.
-    A retired block has no sharers any more, but may still be read by an operator that is running. ``kept_bytes`` is
-    freed memory on the host that waits for the next first write, 1 GiB at most; a system that runs short of memory
-    takes it, and it is given back when nothing is shared any more. ``reserved_bytes`` is what :func:`torchcow.reserve`
-    has set aside.
+    ``logical_bytes`` is the size of deep copies of all sharers, ``unique_bytes`` the memory that is allocated for them.
+    A retired block has no sharers left, but a running operator may still read it. ``kept_bytes`` is freed memory on the
+    host, at most 1 GiB, that is kept for the next first write; the system takes it when it runs short of memory, and it
+    is freed when nothing is shared any more. ``reserved_bytes`` is the memory that :func:`torchcow.reserve` holds.
     """
 
     blocks: int

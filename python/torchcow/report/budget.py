@@ -1,4 +1,4 @@
-"""Budgets: will the memory be there when clones are written?"""
+"""Budgets: whether first writes to clones will find enough memory, and memory reserved for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchcow.report.table import size
 def worst_case(obj: Any) -> int:
     """Return how many bytes first writes would allocate if everything in ``obj`` were written.
 
-    What nobody else shares costs nothing, and of tensors that share within ``obj`` only, the last one keeps the memory.
+    A private tensor costs nothing. If ``obj`` has all sharers of a block, the last one to be written takes it.
 
     Example:
         >>> import torch, torchcow
@@ -43,10 +43,11 @@ def _worst_case(shared: Iterable[tuple[str, torch.Tensor, tuple[int, ...]]]) -> 
 
 
 def headroom(device: torch.device | str = "cpu") -> int:
-    """Return how many bytes can be allocated on ``device`` now, as far as the system tells.
+    """Return how many bytes can be allocated on ``device`` now, according to the system.
 
-    On the CPU: what Linux calls available, within the limits of the control group and of the process. On CUDA: what
-    the driver has free, and what torch's allocator keeps unused. Other processes may take it at any time.
+    On the CPU this is the memory that Linux calls available, within the limits of the control group and the process. On
+    CUDA it is the free memory of the driver, and the unused memory of torch's allocator. Other processes may take it at
+    any time.
 
     Raises:
         ValueError: the device is neither CPU nor CUDA.
@@ -66,18 +67,18 @@ def headroom(device: torch.device | str = "cpu") -> int:
 
 
 class Reservation:
-    """Memory that :func:`reserve` has set aside. It does not need to be kept: the tensors hold it."""
+    """Memory that :func:`reserve` holds for first writes. The tensors keep it alive, so this object can be dropped."""
 
     def __init__(self, handle: _C.ReserveHandle) -> None:
         self._handle = handle
 
     @property
     def bytes(self) -> int:
-        """What is still set aside."""
+        """The bytes that are still reserved."""
         return self._handle.bytes()
 
     def release(self) -> None:
-        """Give the rest back."""
+        """Free the bytes that are still reserved."""
         self._handle.release()
 
     def __repr__(self) -> str:
@@ -87,21 +88,21 @@ class Reservation:
 def reserve(
     obj: Any, *, fraction: float | None = None, bytes: int | None = None, names: Iterable[str] | None = None
 ) -> Reservation:
-    """Set memory aside for first writes to ``obj``, so that a lack of it fails now and not then.
+    """Reserve memory for first writes to ``obj``, so that a lack of memory fails now and not at a write.
 
-    A first write to a tensor of ``obj`` takes memory of its size from there. What is not used is given back when the
-    tensors are gone or written, or by :meth:`Reservation.release`. A second call takes the place of the first one.
+    A first write to a tensor of ``obj`` takes its memory from the reservation. Unused memory is freed when the tensors
+    are gone or written, or by :meth:`Reservation.release`. A second call replaces the reservation of the first one.
 
     Args:
         obj: a clone, or a container or an iterator of clones.
-        fraction: how much of :func:`worst_case`, from 0 to 1, spread over the tensors. Everything, if nothing is given.
-        bytes: how many bytes at least, spread over the tensors.
-        names: dotted names of tensors, or of modules: memory for these, and for no others.
+        fraction: a fraction of :func:`worst_case`, from 0 to 1, spread over the tensors. The default is all of it.
+        bytes: the least number of bytes, spread over the tensors.
+        names: dotted names of the tensors, or modules, to reserve memory for.
 
     Raises:
-        torch.OutOfMemoryError: there is not as much. Nothing has changed then.
+        torch.OutOfMemoryError: there is not enough memory; nothing was reserved.
         TypeError: ``obj`` is a plain value or code, which holds no tensor.
-        ValueError: more than one way of saying how much, or an amount that makes no sense.
+        ValueError: several of ``fraction``, ``bytes`` and ``names`` were given, or a value out of range.
         LookupError: ``obj`` has no tensor of that name.
 
     Example:
@@ -111,7 +112,7 @@ def reserve(
         >>> torchcow.reserve(variant, names=["1"]).bytes
         1050624
         >>> with torch.no_grad():
-        ...     _ = variant[1].weight.mul_(2)  # takes what was set aside
+        ...     _ = variant[1].weight.mul_(2)  # takes reserved memory
         >>> torchcow.ledger().reserved_bytes
         2048
     """
@@ -140,7 +141,7 @@ def reserve(
 
 
 def _shared(obj: Any) -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
-    """Each storage that shares with another one, once."""
+    """Yield one tensor of each storage that shares its memory."""
     seen = set()
     for name, tensor in named_tensors(obj):
         usage = _C.usage(tensor)
@@ -163,7 +164,7 @@ def _within(tensor: str, name: str) -> bool:
 
 
 def _spread(sizes: list[int], fraction: float) -> list[bool]:
-    """Which tensors get a piece, evenly, so that the pieces make up the fraction at least."""
+    """Select tensors, evenly spread, so that memory for all of them makes up at least the fraction."""
     pieces = []
     wanted = got = 0.0
     for length in sizes:
@@ -202,12 +203,12 @@ def _host_limits() -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[Path]:
-    """The folders of the process's control groups for memory, versions 1 and 2, as far as they can be seen."""
+    """Yield the visible folders of the memory control groups of this process, of versions 1 and 2."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             root = Path("/sys/fs/cgroup", controllers)
-            # Within a container the path may be that of the host.
+            # In a container, the path may be the one on the host.
             folder = root / path.lstrip("/")
             yield from (group for group in (folder, *folder.parents) if group.is_relative_to(root))
 
@@ -221,5 +222,5 @@ def _control_group_limit(group: Path) -> Iterator[int]:
         except (OSError, ValueError):
             continue
         if limit != "max":
-            # Files that were read and are not in use are given up when memory is asked for.
+            # The system drops cached files when programs need memory.
             yield int(limit) - used + int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))

@@ -1,4 +1,4 @@
-"""``explain``: each tensor that is not shared, and why."""
+"""``explain``: the tensors that are not shared, and the reason for each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torchcow.report.table import Table, Tabular, size
 
 _WAYS = {
     "copy": "written by {}: its bytes were copied first",
-    "skip": "written by {}, which overwrote all of it: nothing was copied",
-    "steal": "written by {} when nobody else shared it any more: nothing was copied",
+    "skip": "written by {}, which overwrote every byte: nothing was copied",
+    "steal": "written by {} when no other tensor shared it any more: nothing was copied",
 }
 
 
 @dataclass(frozen=True)
 class Unshared:
-    """A tensor that shares with nobody: ``operator`` wrote it, or ``clone`` copied it at once for ``reason``.
+    """A tensor that is not shared: ``operator`` wrote it, or ``clone`` copied it eagerly for ``reason``.
 
-    ``cause`` is "written", "copied", "alone" (all that shared it are gone) or "never" (it was not cloned, or its clone
-    was copied). ``why`` is a sentence; ``bytes`` the size of the storage.
+    ``cause`` is "written", "copied", "alone" (all tensors that shared it are gone) or "never" (it was not cloned, or
+    its clone was copied eagerly). ``why`` says the cause in a sentence; ``bytes`` is the size of the storage.
     """
 
     cause: str
@@ -36,7 +36,7 @@ class Unshared:
 
 @dataclass(frozen=True)
 class Explanation(Tabular):
-    """The tensors of an object that share with nobody, by dotted name, and how many there are that do."""
+    """The tensors of an object that are not shared, by dotted name, and the number of those that are."""
 
     unshared: dict[str, Unshared]
     shared: int
@@ -48,18 +48,19 @@ class Explanation(Tabular):
         return {"unshared": tensors, "shared": self.shared, "shared_bytes": self.shared_bytes}
 
     def _table(self) -> Table:
-        told = {name: tensor for name, tensor in self.unshared.items() if tensor.reason != "tiny"}
-        tiny = len(self.unshared) - len(told)
+        listed = {name: tensor for name, tensor in self.unshared.items() if tensor.reason != "tiny"}
+        tiny = len(self.unshared) - len(listed)
         return Table(
             ["tensor", "cause", "size", "why"],
-            caption=f"{self.shared} other tensors are shared ({size(self.shared_bytes)}), {tiny} are too small for it.",
-            rows=[(name, t.cause, size(t.bytes), t.why) for name, t in told.items()],
+            caption=f"{self.shared} other tensors are shared ({size(self.shared_bytes)}), "
+            f"{tiny} are too small to share.",
+            rows=[(name, t.cause, size(t.bytes), t.why) for name, t in listed.items()],
             left=frozenset({"cause", "why"}),
         )
 
 
 def explain(obj: Any) -> Explanation:
-    """Say why tensors of ``obj`` are not shared: which operator wrote them, or why ``clone`` copied them at once.
+    """Say why tensors of ``obj`` are not shared: which operator wrote them, or why ``clone`` copied them eagerly.
 
     Args:
         obj: a module, an optimizer, a container, a tensor or a :class:`torchcow.Prototype`.
@@ -91,11 +92,11 @@ def _why(tensor: torch.Tensor, usage: tuple[int, ...] | None) -> Unshared:
     cause, why, operator, reason = "never", "there is no storage to share (meta, sparse or nested)", "", ""
     event = _C.cause(tensor)
     if usage is not None and usage[1]:  # it still reads a block, as the only one
-        cause, why = "alone", "all that shared it are gone: the next write copies nothing"
+        cause, why = "alone", "all tensors that shared it are gone: the next write copies nothing"
     elif event is not None:
         kind, way, operator, _, reason, sentence, _, _ = event
         cause = "copied" if kind == "eager" else "written"
         why = f"copied when cloned: {sentence}" if kind == "eager" else _WAYS[way].format(operator)
     elif usage is not None:
-        why = "it was not cloned, or its clone was copied at once"
+        why = "it was not cloned, or its clone was copied eagerly"
     return Unshared(cause, why, operator, reason, usage[4] if usage is not None else 0, str(tensor.device))

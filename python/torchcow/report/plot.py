@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchcow.report.memory import Memory
 
-# Told apart by everybody, on white and on black; the grey of text and axes is readable on both.
+# Distinguishable by color-blind readers on white and on black; the gray of text and axes is readable on both.
 PRIVATE, SHARED, INK = "#D55E00", "#0072B2", "#808080"
 
 
@@ -29,7 +29,7 @@ def memory_bars(memory: Memory, path: str | None) -> Any:
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     axes.barh(places, private, color=PRIVATE, label="private")
-    axes.barh(places, shared, left=private, color=SHARED, label="fair share of what is shared")
+    axes.barh(places, shared, left=private, color=SHARED, label="fair share of shared memory")
     axes.plot(copies, places, "|", color=INK, markersize=10, label="a deep copy")
     axes.set_yticks(places if len(parts) <= 60 else [], list(parts) if len(parts) <= 60 else [])
     axes.invert_yaxis()

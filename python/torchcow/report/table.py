@@ -1,4 +1,4 @@
-"""One table, for a terminal, for plain text and for a notebook."""
+"""One table, for a terminal, as plain text and for a notebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Table:
-    """Columns and rows of text; the first column is a name, the others stand to the right."""
+    """Columns and rows of text; the first column is left-aligned, the others are right-aligned unless in ``left``."""
 
     columns: Sequence[str]
     title: str = ""
@@ -19,7 +19,7 @@ class Table:
     left: frozenset[str] = frozenset()
 
     def rich(self) -> Any:
-        """Return a renderable of rich."""
+        """Return the table as an object that rich prints."""
         try:
             from rich import box
             from rich.markup import escape as plain
@@ -40,7 +40,7 @@ class Table:
         return table
 
     def text(self) -> str:
-        """Return plain text that needs no library."""
+        """Return the table as plain text, which needs no library."""
         lines = [list(self.columns), *(list(row) for row in self.rows)]
         widths = [max(len(line[index]) for line in lines) for index in range(len(self.columns))]
         body = []
@@ -53,7 +53,7 @@ class Table:
         return "\n".join([*([self.title] if self.title else []), *body, *([self.caption] if self.caption else [])])
 
     def html(self) -> str:
-        """Return a table for a notebook, in the colours of its page."""
+        """Return HTML for a notebook, in the colors of its page."""
 
         def row(cells: Sequence[str], tag: str) -> str:
             sides = (f"text-align: {self._side(index)}" for index in range(len(cells)))
@@ -86,7 +86,7 @@ class Tabular:
 
 
 def size(number: float) -> str:
-    """Return a number of bytes for people: powers of ten, three digits."""
+    """Return a number of bytes for people, in units of powers of ten."""
     for unit, value in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= value:
             return f"{number / value:.2f} {unit}"

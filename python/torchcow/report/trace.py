@@ -1,4 +1,4 @@
-"""``trace`` and ``on_materialize``: who makes first writes, as they happen."""
+"""``trace`` and ``on_materialize``: first writes, and the code that makes them, as they happen."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torchcow.report.table import Table, Tabular, size
 
 @dataclass(frozen=True)
 class Materialization:
-    """A first write: ``operator`` wrote ``bytes`` bytes on ``device``; ``way`` is "steal", "copy" or "skip".
+    """A first write by ``operator`` to ``bytes`` bytes on ``device``; ``way`` is "steal", "copy" or "skip".
 
-    ``thread`` is the name of the Python thread, or "" if the thread that wrote runs no Python; ``stack`` its Python
-    stack, innermost call last, where a :func:`trace` recorded it; ``name`` the dotted name of the tensor in a module
+    ``thread`` is the name of the Python thread that wrote, or "" if that thread runs no Python. ``stack`` is its Python
+    stack, innermost call last, if a :func:`trace` recorded it. ``name`` is the dotted name of the tensor in a module
     that was cloned, if it has one.
     """
 
@@ -34,7 +34,7 @@ class Materialization:
 
     @property
     def name(self) -> str | None:
-        """Dotted name; the first look searches the modules that were cloned."""
+        """The dotted name; reading it searches the modules that were cloned."""
         return self._name or (_names.find(self._storage) if self._storage else None)
 
     @property
@@ -47,14 +47,14 @@ class Materialization:
 
 
 class Callback:
-    """A callback that is on until :meth:`Callback.remove`, or until the end of a ``with`` block."""
+    """A callback that is active until :meth:`Callback.remove`, or until the end of a ``with`` block."""
 
     def __init__(self, function: Callable[[Materialization], object], stacks: bool = False) -> None:
         self.function = function
         self._stacks = stacks
 
     def remove(self) -> None:
-        """Turn it off. Removing it twice does nothing."""
+        """End the calls. A second call of ``remove`` does nothing."""
         with _lock:
             if self in _callbacks:
                 _callbacks.remove(self)
@@ -69,13 +69,13 @@ class Callback:
 
 @dataclass
 class Trace(Tabular):
-    """What a :func:`trace` has recorded so far, oldest first. ``print(trace)`` shows a table."""
+    """The first writes that a :func:`trace` has recorded so far, oldest first. ``print(trace)`` shows a table."""
 
     materializations: list[Materialization] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
-        """The bytes of all storages that were written first."""
+        """The bytes of all storages in the trace."""
         return sum(one.bytes for one in self.materializations)
 
     def _table(self) -> Table:
@@ -90,10 +90,10 @@ class Trace(Tabular):
 def on_materialize(function: Callable[[Materialization], object]) -> Callback:
     """Call ``function`` at each first write in this process, from any thread, until the callback is removed.
 
-    It is called by the thread that writes, after the tensor has got its own memory, before the write goes on, and
-    outside of all locks of the engine. An exception in it does not reach the write: ``sys.unraisablehook`` reports it.
-    What it writes itself is not reported. It must not look into the tensor, which may not hold its values yet. First
-    writes of threads that run no Python are reported by the main thread, a little later.
+    The thread that writes calls it, after the tensor got its own memory and before the write continues, outside of all
+    locks of the engine. An exception in ``function`` does not reach the write; ``sys.unraisablehook`` reports it. First
+    writes that ``function`` makes are not reported. It must not read the tensor, which may not hold its values yet. The
+    main thread reports first writes of threads that run no Python, a little later.
 
     Args:
         function: called with one :class:`Materialization`, without a stack.
@@ -102,7 +102,7 @@ def on_materialize(function: Callable[[Materialization], object]) -> Callback:
         A handle with ``remove()``, which is also a context manager.
 
     Raises:
-        TypeError: ``function`` cannot be called.
+        TypeError: ``function`` is not callable.
 
     Example:
         >>> import torch, torchcow
@@ -119,10 +119,10 @@ def on_materialize(function: Callable[[Materialization], object]) -> Callback:
 
 @contextmanager
 def trace() -> Iterator[Trace]:
-    """Record each first write within the block, of all threads, with the Python stack of whoever made it.
+    """Record the first writes of all threads within the block, each with the Python stack of the thread that wrote.
 
     Returns:
-        A context manager; what it gives is the :class:`Trace`, which can be looked at within the block and after it.
+        A context manager that gives the :class:`Trace`, which can be read within the block and after it.
 
     Example:
         >>> import torch, torchcow
