@@ -2,6 +2,7 @@
 
 #include "allocate.h"
 #include "captured.h"
+#include "census.h"
 #include "materialize.h"
 #include "retire.h"
 #include "share.h"
@@ -9,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/library.h>
 
 namespace py = pybind11;
@@ -50,6 +52,29 @@ py::tuple verify_blocks() {
   return py::make_tuple(looked_at, damaged);
 }
 
+/// A census of `tensors`, which share a storage: for the first one, the references that torch counts and those that the
+/// census knows, by holder; and the same for the storage.
+py::dict count_references(const py::list& tensors) {
+  // Unpacked from Python, as the conversion to a tensor would hold one reference more.
+  const auto impl = [](py::handle object) { return THPVariable_Unpack(object.ptr()).unsafeGetTensorImpl(); };
+  const auto* tensor = impl(tensors[0]);
+  auto& storage = *storage_of(*tensor);
+  Census census;
+  for (auto object : tensors) census.note_seen(storage, *impl(object));
+  const auto known = census.references_to(storage, *tensor);
+  py::dict counts;
+  counts["counted"] = census.seen(storage).front().use_count();
+  counts["python_object"] = known.python_object;
+  counts["grad_accumulator"] = known.grad_accumulator;
+  counts["views"] = known.views;
+  counts["census"] = known.census;
+  counts["storage_counted"] = c10::raw::intrusive_ptr::use_count(&storage);
+  counts["storage_tensors"] = census.seen(storage).size();
+  counts["storage_python_object"] = python_references(storage);
+  counts["accounts_for_all"] = census.accounts_for_all_references(storage, 0);
+  return counts;
+}
+
 }  // namespace
 
 void bind_testing(py::module_& module) {
@@ -59,6 +84,7 @@ void bind_testing(py::module_& module) {
   module.def("arm_fingerprints", &arm_fingerprints, py::arg("on"));
   module.def("verify", &verify_blocks);
   module.def("alone", &alone);
+  module.def("count_references", &count_references, py::arg("tensors"));
   module.def("load_test_operators", &load_test_operators);
   module.def(
       "mark_captured", [](const at::Tensor& tensor) { captured::mark(*tensor.storage().unsafeGetStorageImpl()); },

@@ -1,6 +1,10 @@
 #include "block.h"
 
+#include "probation.h"
+
 namespace torchcow {
+
+bool Block::on_probation() const noexcept { return probation != nullptr && !probation->passed; }
 
 void Block::link(Sharer& sharer) noexcept {
   sharer.previous = nullptr;

@@ -16,8 +16,8 @@
 ///
 /// A *block* is one allocation whose bytes nobody may change while two or more sharers read it. A
 /// *sharer* is one torch storage that reads a block or a span of it; the storage that was cloned
-/// becomes a sharer like its clones. These two structs are the whole state of the engine; every other
-/// file is a verb on them.
+/// becomes a sharer like its clones. What a feature knows of a block or a sharer is in a type of its own (exposure.h,
+/// probation.h, reserve.h), to which these structs only refer: it moves with them, in steps that cannot fail.
 ///
 /// Invariants (numbered as in DESIGN.md)
 ///   I1  The bytes of a block do not change while it has a sharer.
@@ -34,6 +34,8 @@
 namespace torchcow {
 
 struct Block;
+struct Exposure;
+struct Probation;
 class Reserve;
 class StreamOrder;
 
@@ -46,11 +48,10 @@ struct Sharer {
   std::optional<c10::Stream> home = std::nullopt;  ///< the stream on which the clone was made; none on the CPU
   bool claimed = false;                            ///< a materialization is under way (materialize.h)
   std::thread::id claimant = {};
-  std::uint64_t claim_epoch = 0;  ///< fork epoch of the claim (engine_state.h)
-  std::size_t readings = 0;       ///< scopes in which raw pointers only read (reading.h)
-  std::shared_ptr<Reserve> reserve =
-      nullptr;             ///< memory set aside for the first write; not touched while another has claimed it
-  Sharer* next = nullptr;  ///< the block's list, or the garbage
+  std::uint64_t claim_epoch = 0;                 ///< fork epoch of the claim (engine_state.h)
+  std::shared_ptr<Exposure> exposure = nullptr;  ///< raw pointers were handed out within torchcow.reading (exposure.h)
+  std::shared_ptr<Reserve> reserve = nullptr;    ///< memory for the first write; belongs to the claimant (reserve.h)
+  Sharer* next = nullptr;                        ///< the block's list, or the garbage
   Sharer* previous = nullptr;
 
   [[nodiscard]] const void* data() const noexcept;
@@ -60,20 +61,12 @@ struct Sharer {
 /// started before the move.
 struct FormerSharer {
   WeakStorage storage;
-  double left_at = 0;        ///< seconds, steady clock
-  std::size_t pointers = 0;  ///< scopes whose raw pointers may look into the block while the storage lives (reading.h)
+  double left_at = 0;                            ///< seconds, steady clock
+  std::shared_ptr<Exposure> exposure = nullptr;  ///< the storage's, when it moved away
 };
 
 /// A list, so that a former sharer can be made before the move, and added in a step that cannot fail.
 using FormerSharers = std::list<FormerSharer>;
-
-/// A block's time from the call that made it to the answer whether pointers to it had left the process's view
-/// (share.h).
-struct Probation {
-  const void* call;   ///< nullptr: the call ended without an answer
-  std::size_t index;  ///< which of that call's blocks it is
-  bool passed = false;
-};
 
 /// One allocation that several sharers read.
 struct Block {
@@ -87,13 +80,13 @@ struct Block {
   std::size_t prune_former_sharers_at = 8;   ///< how many there may be until they are looked at again
   std::shared_ptr<StreamOrder> order;        ///< nullptr on the CPU
   std::optional<std::uint64_t> fingerprint;  ///< verify.h
-  std::shared_ptr<Probation> probation;      ///< with the call that made it
+  std::shared_ptr<Probation> probation;      ///< with the call that made it (probation.h)
   bool taken = false;                        ///< a steal is under way: no further sharers
   Block* next = nullptr;                     ///< one of the engine's lists, or the garbage
   Block* previous = nullptr;
 
   [[nodiscard]] c10::Device device() const noexcept { return data.device(); }
-  [[nodiscard]] bool on_probation() const noexcept { return probation != nullptr && !probation->passed; }
+  [[nodiscard]] bool on_probation() const noexcept;
   void link(Sharer& sharer) noexcept;
   void unlink(Sharer& sharer) noexcept;
 };

@@ -1,6 +1,7 @@
 #include "materialize.h"
 
 #include "allocate.h"
+#include "claims.h"
 #include "device_copy.h"
 #include "first_write_error.h"
 #include "host_copy.h"
@@ -74,13 +75,9 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
   std::unique_lock lock(state.mutex);
   for (auto& target : targets) {
     if (!jobs.empty() && jobs.back().storage == target.storage) continue;
-    Sharer* sharer = write_hook::sharer_of(*target.storage);
-    while (sharer != nullptr && state.claimed(*sharer)) {
-      TORCH_CHECK(sharer->claimant != self,
-                  "torchcow: a tensor was written while it was being materialized in the same thread");
-      wait_for_claims(lock);
-      sharer = write_hook::sharer_of(*target.storage);
-    }
+    Sharer* sharer = wait_until_unclaimed(*target.storage, lock);
+    TORCH_CHECK(sharer == nullptr || !state.claimed(*sharer),
+                "torchcow: a tensor was written while it was being materialized in the same thread");
     if (sharer == nullptr) {
       // Before the mutex is given up: a clone that arms the storage must know.
       write_hook::came_late(*target.storage, from_hook);
@@ -94,7 +91,8 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
     // keeps the bytes until its operator has returned.
     const auto siblings = leaving.find(&block);
     const bool last = block.sharer_count == (siblings == leaving.end() ? 0 : siblings->second) + 1;
-    const bool steals = last && whole(*sharer) && (cause.stays || !read_by_former_sharers(block));
+    const bool steals =
+        last && (cause.stays ? can_take_memory(*sharer) : whole(*sharer) && !read_by_former_sharers(block));
     block.taken = block.taken || steals;
     const Way way = steals ? Way::steal : may_skip && target.overwritten ? Way::skip : Way::copy;
     jobs.push_back({target.storage, sharer, way, block.allocator, {}, {}, {}});
@@ -169,6 +167,17 @@ void copy_bytes(Jobs& jobs, const Cause& cause) {
   }
 }
 
+/// The block's memory, as the sharer sees it.
+c10::DataPtr take_memory(Sharer& sharer) noexcept {
+  auto& data = sharer.block->data;
+  const auto device = data.device();
+  const auto deleter = data.get_deleter();
+  auto* address = const_cast<void*>(sharer.data());
+  c10::DataPtr memory(address, data.release_context(), deleter, device);
+  data = c10::DataPtr(nullptr, device);
+  return memory;
+}
+
 /// Gives up the blocks. There is room in `skipped`.
 void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool from_hook, Garbage& garbage) noexcept {
   auto& state = engine();
@@ -183,11 +192,9 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
     Block& block = *sharer.block;
     if (cause.visible)
       record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
-    for (auto& former_sharer : job.former_sharer) former_sharer.pointers = sharer.readings;
+    for (auto& former_sharer : job.former_sharer) former_sharer.exposure = sharer.exposure;
     if (job.way == Way::steal) {
-      c10::DataPtr memory = std::move(block.data);
-      block.data = c10::DataPtr(nullptr, memory.device());
-      write_hook::reseat(*job.storage, std::move(memory), from_hook);
+      write_hook::reseat(*job.storage, take_memory(sharer), from_hook);
       detach(sharer, {}, garbage);
     } else {
       write_hook::reseat(*job.storage, std::move(job.memory), from_hook);
@@ -247,6 +254,8 @@ bool run(std::vector<WriteTarget>& targets, const Cause& cause, std::vector<Skip
 }
 
 }  // namespace
+
+bool can_take_memory(const Sharer& sharer) noexcept { return sharer.offset == 0 || sharer.block->device().is_cpu(); }
 
 void materialize(c10::ArrayRef<WriteTarget> targets, const Cause& cause, std::vector<Skipped>* skipped) {
   std::vector<WriteTarget> sorted(targets.begin(), targets.end());

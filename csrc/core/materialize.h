@@ -12,7 +12,8 @@
 
 /// Materialization: memory of its own for a sharer, at its first write.
 ///
-///   steal   it was the block's last sharer, and reads all of it: take the block's memory. No copy.
+///   steal   it was the block's last sharer, and reads all of it: take the block's memory. No copy. A sharer that has
+///           to keep its address takes the memory if it reads a span, too.
 ///   copy    allocate and copy the sharer's span.
 ///   skip    the operator overwrites every byte, and no other thread can look: allocate, copy nothing.
 ///
@@ -45,6 +46,10 @@ struct Skipped {
   Sharer* keeper;               ///< stays on the block, and keeps the bytes readable
   FormerSharers former_sharer;  ///< the storage, for the day on which the keeper leaves
 };
+
+/// Can a storage take the memory of its block, of which it is the last sharer, and keep its address? An allocator of a
+/// device knows memory by its first byte, so a span cannot be taken there.
+[[nodiscard]] bool can_take_memory(const Sharer& sharer) noexcept;
 
 /// Materializes those of `targets` that are sharers. Appends to `skipped`; without it nothing is skipped.
 /// Throws what the allocator throws, with the tensors' sizes added, and then nothing has changed.

@@ -1,84 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "block.h"
+#include "exposure.h"
 
 #include <c10/util/ArrayRef.h>
 
 #include <cstdint>
-#include <unordered_map>
-#include <unordered_set>
+#include <memory>
 #include <vector>
 
-/// Reading: a scope in which raw pointers only read, so that asking for one un-shares nothing.
+/// Reading: what a `torchcow.reading` scope needs under the engine's mutex. The scope itself is
+/// deepcopy/reading_scope.h.
 ///
-/// Compiled kernels and writers of files take mutable pointers and read through them. In the scope the write hooks of
-/// the given storages are suspended: L2 is silent, L1 goes on. Operators that write materialize as ever, and whatever
-/// is written by a raw pointer reaches all who share.
+/// Compiled kernels and writers of files ask for mutable pointers and only read through them. A scope suspends the
+/// write hooks (L2) of the storages that it covers, so such a request materializes nothing. The barrier (L1) goes on:
+/// operators that write materialize as ever. A write through a raw pointer reaches all storages that share the block.
 ///
-/// Two storages of one scope never show the same address: who saves a model takes equal addresses for ties. Where
-/// storages overlap in a block, only the first is suspended.
+/// Two covered storages never show the same address: code that saves a model takes equal addresses for ties. Where
+/// storages overlap in a block, only the first is covered.
 ///
-/// Pointers that outlive the scope would write unseen. Whether there are any is the caller's question (deepcopy/
-/// references.h); `isolate` then gives the memory to the storage that the pointers belong to, and everybody else a
-/// copy.
+/// Invariants
+///   - The hook of a sharer is suspended exactly as long as its exposure has open scopes (exposure.h).
+///   - A block into which pointers were handed out is not freed, and not given to another storage, while they may be in
+///     use: until the last scope has ended, and after that as long as the storage lives if something outlives the
+///     scope.
+///   - When the last scope of an exposure ends, the caller looks for pointers that outlive it. `isolate` then removes
+///   all
+///     other sharers from each block that was exposed, wherever the storage has moved meanwhile.
 ///
-/// A storage that is written in the scope moves away, and pointers into the block that it left see what it held before.
-/// They stay valid: the block lives until the scope ends, and longer where NumPy has looked into it
-/// (FormerSharer::pointers).
+/// Ownership: a scope holds storages weakly.
 ///
-/// Ownership: a scope holds storages weakly. Threads: scopes may overlap in any way; the last one that ends lets the
-/// hook be heard again. `isolate` is not safe against operators in other threads that still read siblings when
-/// the storage is written later: that is a pointer's affair, which the scope forbids.
+/// Threads: scopes may overlap in any way, in several threads. `isolate` does not protect operators in other threads
+/// that still read a sibling when the covered storage is written later; the scope's contract forbids such a pointer.
 ///
 /// Streams: `isolate` waits on the host, as siblings may be read on any stream afterwards.
+///
+/// Failure: each function says what has happened if it throws.
 
 namespace torchcow {
 
-class Reading {
- public:
-  /// Suspends the hooks of those of `storages` that are sharers.
-  Reading(c10::ArrayRef<c10::StorageImpl*> storages, bool checksum);
-  Reading(const Reading&) = delete;
-  Reading& operator=(const Reading&) = delete;
-  /// Ends the scope if that was not done.
-  ~Reading();
+using Storages = std::vector<c10::intrusive_ptr<c10::StorageImpl>>;
 
-  /// The storages whose hooks were suspended. For comparison only: they may be dead.
-  [[nodiscard]] std::vector<const c10::StorageImpl*> covered() const;
+/// A storage that a scope covers.
+struct CoveredStorage {
+  WeakStorage storage;
+  std::uint64_t block;  ///< id of the block that it shared when the scope began
+  std::shared_ptr<Exposure> exposure;
 
-  /// What became of a storage in the scope.
-  struct Outcome {
-    WeakStorage storage;
-    std::uint64_t block;  ///< that it shared when the scope began
-    bool stayed;          ///< it shares that block still
-    bool goes_on;         ///< and another scope of it, which has still to ask for pointers that outlive it
-    bool seen_by_numpy;   ///< NumPy looked into it, in this scope or in one that overlaps
-    bool damaged;         ///< the block has another checksum than at the beginning
-  };
-
-  /// Ends the scope: hooks are heard again.
-  std::vector<Outcome> end();
-
- private:
-  struct Entry {
-    WeakStorage storage;
-    std::uint64_t block;
-    bool resizable;  ///< NumPy leaves no other trace than a storage that may not be resized any more
-  };
-
-  void suspend(c10::ArrayRef<c10::StorageImpl*> storages);
-  [[nodiscard]] std::unordered_set<std::uint64_t> blocks() const;
-
-  std::vector<Entry> entries_;
-  bool checksum_;
-  std::unordered_map<std::uint64_t, std::uint64_t> sums_;  ///< by the number of the block, when the scope began
+  // Set by `resume_hooks`:
+  c10::intrusive_ptr<c10::StorageImpl> held = {};  ///< null if the storage is dead
+  bool stayed = false;                             ///< it shares the same block still
+  bool still_covered = false;  ///< another scope covers it, and looks for surviving pointers when it ends
+  bool seen_by_numpy = false;  ///< NumPy has looked into it while it was covered
 };
 
-/// Moves `siblings` from the block with this number to a copy of it; then `owner`, if it still shares the block, takes
-/// the memory and keeps its address. False: the block has other sharers as well, which are still there, or pointers
-/// look into it that were handed out in the scope of another storage.
-/// Throws what the allocator throws, and then nothing has changed.
-bool isolate(std::uint64_t block, const std::vector<c10::intrusive_ptr<c10::StorageImpl>>& siblings,
-             c10::StorageImpl* owner);
+/// Begins a scope: suspends the hooks of those of `storages` that are sharers. If it throws, nothing is suspended.
+[[nodiscard]] std::vector<CoveredStorage> suspend_hooks(c10::ArrayRef<c10::StorageImpl*> storages);
+
+/// Ends a scope, and holds the storages that live. Pointers of an exposure without open scopes count as in use until
+/// `set_outlived` says that none is.
+void resume_hooks(std::vector<CoveredStorage>& covered) noexcept;
+
+/// Says whether pointers may be in use after the last scope of the exposure.
+void set_outlived(Exposure& exposure, bool outlived) noexcept;
+
+/// Gives the memory into which pointers of `covered` may look to that storage alone, at the same address. All
+/// `siblings` that share the memory move to one common copy of it.
+///
+/// False: the memory has sharers that are not among `siblings`; pointers were handed out into it in the scope of
+/// another storage; or the storage reads a span on a device whose allocator cannot give a span away. Throws what the
+/// allocator throws; then the blocks that are not isolated have not changed.
+bool isolate(const CoveredStorage& covered, const Storages& siblings);
 
 }  // namespace torchcow

@@ -1,5 +1,6 @@
 #include "relocate.h"
 
+#include "exposure.h"
 #include "retire.h"
 #include "write_hook.h"
 
@@ -9,10 +10,12 @@ namespace torchcow {
 
 void relocate(Sharer& sharer, Block& block, std::size_t offset, Garbage& garbage) {
   auto moved = std::make_unique<Sharer>(Sharer{&block, offset, sharer.bytes, sharer.storage, sharer.home});
+  FormerSharers former_sharer{{weak_reference(*sharer.storage)}};
   moved->reserve = sharer.reserve;
-  moved->readings = sharer.readings;
-  FormerSharers former_sharer{{WeakStorage(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(sharer.storage)), 0,
-                               /*pointers=*/sharer.readings}};
+  if (sharer.exposure && sharer.exposure->pointers_may_be_in_use()) {
+    if (sharer.exposure->scopes > 0) sharer.exposure->blocks.push_back(block.id);
+    moved->exposure = former_sharer.front().exposure = sharer.exposure;
+  }
   // Nothing after this point can fail.
   write_hook::move(*sharer.storage, *moved);
   block.link(*moved.release());

@@ -1,5 +1,6 @@
 #include "retire.h"
 
+#include "exposure.h"
 #include "inter_op.h"
 #include "stream_order.h"
 
@@ -15,7 +16,7 @@ bool (*other_threads)() = nullptr;
 bool still_reads(const FormerSharer& former_sharer) noexcept {
   const auto references = former_sharer.storage.use_count();
   if (references == 0) return false;
-  if (former_sharer.pointers > 0) return true;
+  if (former_sharer.exposure && former_sharer.exposure->pointers_may_be_in_use()) return true;
   // The weak reference keeps the struct readable, dead or alive.
   if (references > 1 + python_references(*former_sharer.storage._unsafe_get_target())) return true;
   return steady_seconds() - former_sharer.left_at < grace_seconds && !alone();

@@ -10,8 +10,8 @@
 /// pointer. So a block that lost its last sharer is freed at once only if each storage that once moved
 /// away from it (its former sharers) is
 ///   1. dead, or
-///   2. held by a single tensor, so that no alias is left, did not leave within a scope in which raw
-///      pointers were handed out (reading.h), and either
+///   2. held by a single tensor, so that no alias is left, did not leave with raw pointers that may be in
+///      use (exposure.h), and either
 ///      2a. no other thread can be inside an operator (`alone`), or
 ///      2b. it moved away more than `grace_seconds` ago. Nothing tells whether an operator in another
 ///          thread still runs: a method call on a tensor holds no reference of its own.

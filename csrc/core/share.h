@@ -1,78 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "block.h"
 #include "events.h"
+#include "probation.h"
 #include "stream_order.h"
 
-#include <c10/core/TensorImpl.h>
-#include <c10/core/UndefinedTensorImpl.h>
-#include <c10/util/SmallVector.h>
-
 #include <map>
-#include <unordered_map>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <vector>
 
 /// Sharing: a new storage that reads the memory of another one.
 ///
-/// The first share of a storage moves its memory into a new block and makes the storage a sharer of
-/// it, at the same address: pointers that exist stay valid. Then the clone's storage becomes a sharer of
-/// the whole block or of a span.
+/// The first share of a storage moves its memory into a new block and makes the storage a sharer of it, at the same
+/// address: pointers that exist stay valid. Then the clone's storage becomes a sharer of the whole block or of a span.
 ///
-/// Where sharing cannot be shown to be safe, nothing is shared and the answer is a Reason; the caller
-/// copies, which is always right.
+/// Where sharing cannot be shown to be safe, nothing is shared and the answer is a Reason; the caller copies, which is
+/// always right.
 ///
-/// One SharingCall is one call of clone. It carries what belongs to all storages of the call: the
-/// `ready` event of each device, and the blocks that the call made. Those are *on probation*: other
-/// calls do not share them until this one has looked for raw pointers that left the process's view
-/// before (a consumer holds a reference, which shows as one more than the tensors account for), and has
-/// either confirmed them or taken the share back. Where that fails for want of memory the probation outlives the call,
-/// and the next call that finds the block with a single sharer looks again.
+/// One SharingCall is one call of clone. It carries what belongs to all storages of the call: the `ready` event of each
+/// device, and the blocks that the call made. Those are on *probation* (probation.h): at the end the caller looks for
+/// raw pointers that left the process's view before (a holder shows as one reference more than the tensors account
+/// for), and either confirms the block or takes the share back. If that fails for want of memory, the probation
+/// outlives the call, and the next call that finds the block with a single sharer looks again.
+///
+/// The steps of a share, and their order: look at what needs no lock (`preflight`); under the engine's mutex decide by
+/// what the source is now (`classify`); make all that is needed (`make`); and only then change storages and the block
+/// (`publish`), where nothing can fail. A source that becomes a sharer is armed first and asked for writers then
+/// (writing.h); if it has one, it gets its memory back.
+///
+/// Invariants: I4, a span lies within its block. A share that fails or is refused has changed nothing.
+///
+/// Threads: any; one call is used by one thread at a time.
+///
+/// Streams: a clone is at home on the stream that is current when it is made, and waits for nothing there.
+///
+/// Failure: throws what torch throws for a storage that must not be read, and std::bad_alloc for bookkeeping.
 
 namespace torchcow {
-
-using MetTensor = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
-
-/// Holds `tensor` as one of `met`, once.
-void meet_once(std::vector<MetTensor>& met, c10::TensorImpl& tensor);
 
 class SharingCall {
  public:
   SharingCall();
   SharingCall(const SharingCall&) = delete;
   SharingCall& operator=(const SharingCall&) = delete;
-  /// Blocks that nobody has confirmed by now are taken back.
+  /// Takes back each share that is neither confirmed nor taken back by now.
   ~SharingCall();
 
   /// A storage over `bytes` bytes of `source`'s memory from `offset` on, or nullptr and the reason.
   c10::intrusive_ptr<c10::StorageImpl> share(c10::StorageImpl& source, std::size_t offset, std::size_t bytes,
                                              Reason& reason);
 
-  /// Counts a tensor over a source whose block this call made.
-  void meet(c10::TensorImpl& tensor);
+  /// The blocks that this call has to answer for.
+  [[nodiscard]] const std::vector<std::shared_ptr<Probation>>& probations() const noexcept { return probations_; }
 
-  /// A block that this call made: its source, and the clones so far.
-  struct Made {
-    c10::intrusive_ptr<c10::StorageImpl> source;
-    c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 1> clones;
-    std::shared_ptr<Probation> probation;
-  };
-  [[nodiscard]] const std::vector<Made>& made() const noexcept { return made_; }
-
-  /// The tensors over `source` that the call has met. They are held until the call ends.
-  [[nodiscard]] const std::vector<MetTensor>& met(const c10::StorageImpl& source) const;
+  /// Does `storage` read a block that this call has to answer for?
+  [[nodiscard]] bool answers_for(const c10::StorageImpl& storage) const;
 
   /// Ends the probation of a block.
-  static void confirm(const Made& made);
+  static void confirm(Probation& probation);
 
-  /// Takes a share back: every clone in the block gets memory of its own, the source keeps its address.
-  static void take_back(const Made& made, Reason reason);
+  /// Takes a share back: every clone in the block gets memory of its own, and the source keeps its address.
+  static void take_back(Probation& probation, Reason reason);
 
  private:
-  StreamOrder::Ready ready_on(c10::Device device);
+  struct Origin;
+  struct Draft;
 
+  [[nodiscard]] std::shared_ptr<StreamOrder> new_order(c10::Device device);
+  [[nodiscard]] Origin classify(c10::StorageImpl& source, std::unique_lock<std::mutex>& lock) const;
+  void make(Draft& draft, const Origin& origin, c10::StorageImpl& source, std::size_t offset, std::size_t bytes);
+
+  std::uint64_t number_;
   std::map<c10::DeviceIndex, StreamOrder::Ready> ready_;
-  std::vector<Made> made_;
-  std::unordered_map<const c10::StorageImpl*, std::vector<MetTensor>> met_;
+  std::vector<std::shared_ptr<Probation>> probations_;
 };
 
 /// Smaller storages on the CPU are copied. Returns the old value.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "census.h"
 #include "python.h"
 
 #include "share.h"
@@ -40,8 +41,11 @@ class Call {
     return reducers_ ? find_reducer(type) : nullptr;
   }
 
-  /// Ends the call: confirms each block that it made, or takes the share back where somebody may hold a raw pointer
-  /// (references.cpp).
+  /// Counts a tensor if its storage reads a block that this call made.
+  void note_seen(c10::TensorImpl& tensor);
+
+  /// Ends the call: confirms each block that it made, or takes the share back where something that Python cannot see
+  /// may hold a pointer into the block (census.h).
   void finish();
 
   /// The running call with this memo, or nullptr.
@@ -50,11 +54,13 @@ class Call {
  private:
   friend class Apart;
   [[nodiscard]] PyObject* find_reducer(PyTypeObject* type) const noexcept;
+  [[nodiscard]] bool accounts_for(const Probation& probation) const;
 
   bool strict_;
   py::object excluded_;
   py::object reducers_;
   int apart_ = 0;
+  Census census_;
 };
 
 /// As long as it lives, `call` copies and does not share.

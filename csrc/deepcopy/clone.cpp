@@ -1,7 +1,7 @@
 #include "clone.h"
 
 #include "captured.h"
-#include "references.h"
+#include "census.h"
 #include "stack.h"
 #include "tensors.h"
 #include "walk.h"
@@ -49,7 +49,7 @@ py::object entry(const py::object& source, const py::object& memo) {
   }
   if (!copy) {
     copy = protocol.inherited(source.ptr(), memo.ptr());
-    if (Py_TYPE(source.ptr()) != protocol.storage_type) meet_or_record(known, source.ptr(), copy.ptr());
+    if (Py_TYPE(source.ptr()) != protocol.storage_type) note_seen_or_record(known, source.ptr(), copy.ptr());
   }
   return copy;
 }

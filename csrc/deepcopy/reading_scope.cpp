@@ -1,7 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "reading_scope.h"
 
-#include "references.h"
+#include "census.h"
 #include "storage.h"
+#include "verify.h"
+#include "write_hook.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -12,91 +15,113 @@ namespace torchcow {
 
 namespace {
 
-using Tensors = std::unordered_map<const c10::StorageImpl*, std::vector<MetTensor>>;
-
-void meet(Tensors& tensors, const c10::StorageImpl* storage, c10::TensorImpl& tensor) {
-  const auto known = tensors.find(storage);
-  if (known != tensors.end()) meet_once(known->second, tensor);
+std::vector<c10::StorageImpl*> storages_of(const py::list& tensors) {
+  std::vector<c10::StorageImpl*> storages;
+  for (auto object : tensors) {
+    if (auto* storage = storage_of(object.cast<at::Tensor>())) storages.push_back(storage);
+  }
+  std::sort(storages.begin(), storages.end());
+  storages.erase(std::unique(storages.begin(), storages.end()), storages.end());
+  return storages;
 }
 
-/// An array's base is a tensor of its own, which Python can see: after NumPy all tensors must be those of the scope.
-bool has_other_tensors(c10::StorageImpl& storage, const std::vector<MetTensor>& tensors) {
+std::unordered_map<std::uint64_t, std::uint64_t> checksums_of(const std::vector<CoveredStorage>& covered) {
+  std::unordered_set<std::uint64_t> blocks;
+  for (const auto& storage : covered) blocks.insert(storage.block);
+  return checksums(blocks);
+}
+
+/// The base of an array is a tensor that Python can see. So where NumPy has looked, only tensors of the scope are known
+/// not to be one.
+bool has_other_tensors(c10::StorageImpl& storage, const std::vector<SeenTensor>& tensors) {
   return c10::raw::intrusive_ptr::use_count(&storage) > tensors.size() + python_references(storage) + 1;
 }
 
 }  // namespace
 
-ReadingScope::ReadingScope(py::list tensors, bool checksum) : tensors_(std::move(tensors)) {
-  std::vector<c10::StorageImpl*> storages;
+ReadingScope::ReadingScope(const py::list& tensors) : tensors_(tensors) {
+  write_hook::sweep();
+  covered_ = suspend_hooks(storages_of(tensors));
+}
+
+ReadingScope::ReadingScope(const py::list& tensors, bool checksum) : ReadingScope(tensors) {
+  // From here on the destructor runs if this throws.
+  for (std::size_t i = 0; i < covered_.size(); ++i) index_.emplace(covered_[i].storage._unsafe_get_target(), i);
   for (auto object : tensors_) {
-    auto* storage = storage_of(object.cast<at::Tensor>());
-    storages_.push_back(storage);
-    if (storage != nullptr) storages.push_back(storage);
+    const auto index = index_.find(storage_of(THPVariable_Unpack(object.ptr())));
+    covered_of_.push_back(index == index_.end() ? std::nullopt : std::optional(index->second));
   }
-  std::sort(storages.begin(), storages.end());
-  storages.erase(std::unique(storages.begin(), storages.end()), storages.end());
-  reading_.emplace(storages, checksum);
+  if (checksum) checksums_ = checksums_of(covered_);
+}
+
+ReadingScope::~ReadingScope() {
+  if (!ended_) resume_hooks(covered_);
 }
 
 std::vector<bool> ReadingScope::covered() const {
-  const auto list = reading_->covered();
-  const std::unordered_set<const c10::StorageImpl*> covered(list.begin(), list.end());
-  std::vector<bool> answers;
-  for (const auto* storage : storages_) answers.push_back(covered.contains(storage));
-  return answers;
+  std::vector<bool> covered;
+  for (const auto& index : covered_of_) covered.push_back(index.has_value());
+  return covered;
 }
 
 std::vector<ReadingScope::Outcome> ReadingScope::end() {
-  const auto outcomes = reading_->end();
-  std::unordered_map<const c10::StorageImpl*, Outcome> found;
-  std::unordered_map<const c10::StorageImpl*, c10::intrusive_ptr<c10::StorageImpl>> held;
-  Tensors tensors;
-  for (const auto& outcome : outcomes) {
-    auto storage = outcome.storage.lock();
-    if (!storage) continue;
-    tensors[storage.get()];
-    found[storage.get()] = {outcome.stayed, outcome.damaged};
-    outcomes_.emplace(storage.get(), outcome);
-    held.emplace(storage.get(), std::move(storage));
+  TORCH_INTERNAL_ASSERT(!ended_);
+  ended_ = true;
+  resume_hooks(covered_);
+  std::vector<Outcome> by_storage;
+  for (const auto& storage : covered_) by_storage.push_back({.stayed = storage.stayed});
+  if (checksums_) {
+    const auto sums = checksums_of(covered_);
+    for (std::size_t i = 0; i < covered_.size(); ++i) {
+      const auto before = checksums_->find(covered_[i].block);
+      const auto now = sums.find(covered_[i].block);
+      by_storage[i].damaged =
+          covered_[i].held && before != checksums_->end() && now != sums.end() && before->second != now->second;
+    }
   }
+  find_references(by_storage);
+  for (auto& storage : covered_) storage.held.reset();
+  std::vector<Outcome> outcomes;
+  for (const auto& index : covered_of_) outcomes.push_back(index ? by_storage[*index] : Outcome());
+  return outcomes;
+}
+
+void ReadingScope::find_references(std::vector<Outcome>& outcomes) const {
+  Census census;
   for (auto object : tensors_) {
-    const auto& tensor = THPVariable_Unpack(object.ptr());
-    meet(tensors, storage_of(tensor), *tensor.unsafeGetTensorImpl());
+    auto& tensor = *THPVariable_Unpack(object.ptr()).unsafeGetTensorImpl();
+    if (auto* storage = storage_of(tensor); index_.contains(storage)) census.note_seen(*storage, tensor);
   }
   std::unordered_set<const c10::StorageImpl*> doubtful;
-  for (auto& [storage, outcome] : found) {
-    const auto& fate = outcomes_.at(storage);
-    if (fate.goes_on) continue;
-    outcome.looked_into = fate.seen_by_numpy && has_other_tensors(*held.at(storage), tensors.at(storage));
-    // `held` holds it once.
-    if (!outcome.looked_into && !explained(*storage, tensors.at(storage), 1)) doubtful.insert(storage);
+  for (std::size_t i = 0; i < covered_.size(); ++i) {
+    const auto& covered = covered_[i];
+    if (!covered.held || covered.still_covered) continue;
+    auto& storage = *covered.held;
+    outcomes[i].referenced = covered.seen_by_numpy && has_other_tensors(storage, census.seen(storage));
+    // `covered_` holds it once.
+    if (!outcomes[i].referenced && !census.accounts_for_all_references(storage, 1)) doubtful.insert(&storage);
   }
   if (!doubtful.empty()) {
     visit_tracked_tensors([&](auto& tensor, auto& storage) {
-      if (doubtful.contains(&storage)) meet(tensors, &storage, tensor);
+      if (doubtful.contains(&storage)) census.note_seen(storage, tensor);
     });
     for (const auto* storage : doubtful) {
-      found.at(storage).looked_into = !explained(*storage, tensors.at(storage), 1);
+      outcomes[index_.at(storage)].referenced = !census.accounts_for_all_references(*storage, 1);
     }
   }
-  std::vector<Outcome> answers;
-  for (const auto* storage : storages_) {
-    const auto outcome = found.find(storage);
-    answers.push_back(outcome == found.end() ? Outcome() : outcome->second);
+  for (std::size_t i = 0; i < covered_.size(); ++i) {
+    if (covered_[i].held && !covered_[i].still_covered) set_outlived(*covered_[i].exposure, outcomes[i].referenced);
   }
-  return answers;
 }
 
 std::vector<std::size_t> ReadingScope::isolate(const std::vector<std::size_t>& indices) const {
-  std::vector<c10::intrusive_ptr<c10::StorageImpl>> siblings;
+  Storages siblings;
   visit_tracked_tensors(
       [&](auto&, auto& storage) { siblings.push_back(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage)); });
   std::vector<std::size_t> stuck;
   for (const auto index : indices) {
-    const auto outcome = outcomes_.find(storages_.at(index));
-    if (outcome == outcomes_.end()) continue;
-    const auto owner = outcome->second.storage.lock();
-    if (!torchcow::isolate(outcome->second.block, siblings, owner.get())) stuck.push_back(index);
+    const auto covered = covered_of_.at(index);
+    if (covered && !torchcow::isolate(covered_[*covered], siblings)) stuck.push_back(index);
   }
   return stuck;
 }

@@ -1,44 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "python.h"
 
 #include "reading.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <unordered_map>
 #include <vector>
 
-/// One `torchcow.reading` scope: the tensors that Python named, and whether pointers to them outlive it.
+/// One `torchcow.reading` scope: the tensors that Python named, and whether pointers into their memory outlive it.
 ///
-/// Threads: under the interpreter lock.
+/// What a scope promises, and what it does to storages: core/reading.h. Which pointers outlive it: census.h.
+///
+/// Ownership: a scope holds the tensors until it dies. Threads: under the interpreter lock.
 
 namespace torchcow {
 
 class ReadingScope {
  public:
-  ReadingScope(py::list tensors, bool checksum);
+  /// Begins the scope. With `checksum` it remembers the bytes of all blocks that the tensors share.
+  ReadingScope(const py::list& tensors, bool checksum);
+  ReadingScope(const ReadingScope&) = delete;
+  ReadingScope& operator=(const ReadingScope&) = delete;
+  /// Ends the scope if that was not done. Pointers count as outliving it then.
+  ~ReadingScope();
 
-  /// For each tensor: can raw pointers to it be asked for without un-sharing it?
+  /// For each tensor: can a program ask for raw pointers to it without un-sharing it?
   [[nodiscard]] std::vector<bool> covered() const;
 
+  /// What became of a tensor in the scope.
   struct Outcome {
-    bool stayed = false;       ///< it shares the same memory as when the scope began
-    bool damaged = false;      ///< that memory has other bytes now
-    bool looked_into = false;  ///< something that is no tensor of Python, or an array, may still look into it
+    bool stayed = false;      ///< it shares the same memory as when the scope began
+    bool damaged = false;     ///< that memory has other bytes now
+    bool referenced = false;  ///< an array, or something that is no tensor of Python, may still use its memory
   };
 
-  /// Ends the scope. For each tensor: what became of it.
-  std::vector<Outcome> end();
+  /// Ends the scope. Once; one outcome for each tensor.
+  [[nodiscard]] std::vector<Outcome> end();
 
-  /// After `end`: whoever still looks into the memory of these tensors looks into memory that nobody else shares.
-  /// Returns those for which that could not be reached. Slow: it looks at all objects, once.
+  /// After `end`: isolates the memory of these tensors. Returns those for which that was not possible. Slow: it looks
+  /// at all objects, once.
   [[nodiscard]] std::vector<std::size_t> isolate(const std::vector<std::size_t>& indices) const;
 
  private:
+  explicit ReadingScope(const py::list& tensors);
+  void find_references(std::vector<Outcome>& outcomes) const;
+
   py::list tensors_;
-  std::vector<const c10::StorageImpl*> storages_;  ///< of the tensors, when the scope began; for comparison only
-  std::optional<Reading> reading_;
-  std::unordered_map<const c10::StorageImpl*, Reading::Outcome> outcomes_;
+  bool ended_ = false;
+  std::vector<CoveredStorage> covered_;
+  std::unordered_map<const c10::StorageImpl*, std::size_t> index_;  ///< of each covered storage, in `covered_`
+  std::vector<std::optional<std::size_t>> covered_of_;              ///< for each tensor: an index into `covered_`
+  std::optional<std::unordered_map<std::uint64_t, std::uint64_t>> checksums_;  ///< by id of the block
 };
 
 }  // namespace torchcow

@@ -112,7 +112,7 @@ bool has_copy_kernel(c10::ScalarType type) {
 }
 
 /// `source.data.clone(memory_format=torch.preserve_format)`, sharing if it can.
-at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
+at::Tensor parameter_data(Call& call, const at::Tensor& source) {
   auto* impl = source.unsafeGetTensorImpl();
   const auto bytes = static_cast<std::size_t>(impl->numel()) * impl->itemsize();
   const auto offset = static_cast<std::size_t>(impl->storage_offset()) * impl->itemsize();
@@ -121,8 +121,8 @@ at::Tensor parameter_data(SharingCall& call, const at::Tensor& source) {
   if (!source.is_conj() && !source.is_neg() && impl->is_non_overlapping_and_dense() &&
       has_copy_kernel(source.scalar_type())) {
     if (offset % vector_bytes == 0) {
-      if (auto shared = call.share(storage, offset, bytes, reason)) {
-        call.meet(*impl);
+      if (auto shared = call.sharing.share(storage, offset, bytes, reason)) {
+        call.note_seen(*impl);
         return tensor_over(c10::Storage(std::move(shared)), *impl, 0);
       }
     }
@@ -220,7 +220,7 @@ py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
   auto* impl = source.unsafeGetTensorImpl();
   auto storage = storage_copy(memo, impl->unsafe_storage());
   if (!storage) return {};
-  memo.call().sharing.meet(*impl);
+  memo.call().note_seen(*impl);
   auto copy = tensor_over(std::move(storage), *impl, impl->storage_offset());
   copy.unsafeGetTensorImpl()->bump_version();  // torch makes it with set_
   if (source.requires_grad()) copy.set_requires_grad(true);
@@ -244,7 +244,7 @@ py::object copy_parameter(Memo& memo, PyObject* source) {
   const auto& tensor = THPVariable_Unpack(source);
   if (!is_plain(tensor) || watched()) return {};
   auto& protocol = Protocol::get();
-  auto data = parameter_data(memo.call().sharing, tensor);
+  auto data = parameter_data(memo.call(), tensor);
   const bool requires_grad = tensor.requires_grad();
   if (Py_TYPE(source) == protocol.parameter_type && protocol.constructs_parameters()) {
     data.unsafeGetTensorImpl()->set_allow_tensor_metadata_change(true);
@@ -296,7 +296,7 @@ py::object copy_storage(Memo& memo, PyObject* source) {
   return copy;
 }
 
-void meet_or_record(Memo& memo, PyObject* source, PyObject* copy) {
+void note_seen_or_record(Memo& memo, PyObject* source, PyObject* copy) {
   const auto& protocol = Protocol::get();
   auto* type = Py_TYPE(source);
   const bool plain = type == protocol.tensor_type || type == protocol.parameter_type;  // for others record_if_copied
@@ -305,7 +305,7 @@ void meet_or_record(Memo& memo, PyObject* source, PyObject* copy) {
   if (!memo.call().shares()) {
     if (memo.call().excludes_any()) copied(Reason::excluded, THPVariable_Unpack(copy));
   } else if (type == protocol.tensor_type && tensor.layout() == at::kStrided && !tensor.is_quantized()) {
-    memo.call().sharing.meet(*tensor.unsafeGetTensorImpl());
+    memo.call().note_seen(*tensor.unsafeGetTensorImpl());
   } else {
     record_if_copied(copy);
   }

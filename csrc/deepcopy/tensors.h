@@ -23,7 +23,7 @@ py::object copy_tensor(Memo& memo, PyObject* source);
 py::object copy_storage(Memo& memo, PyObject* source);
 
 /// After torch's own method has copied a plain tensor: counts it among those over sources of the call, or records it.
-void meet_or_record(Memo& memo, PyObject* source, PyObject* copy);
+void note_seen_or_record(Memo& memo, PyObject* source, PyObject* copy);
 
 /// Records that `tensor`, a tensor of some kind that copies itself, shares nothing with its source.
 void record_if_copied(PyObject* tensor);

@@ -155,7 +155,7 @@ PyObject* Walk::enter_tensor(PyObject* source, Treatment treatment) {
   }
   if (!copy) {
     copy = protocol_.inherited(source, memo_.dict());
-    if (treatment != Treatment::storage) meet_or_record(memo_, source, copy.ptr());
+    if (treatment != Treatment::storage) note_seen_or_record(memo_, source, copy.ptr());
   }
   return settled(source, std::move(copy));
 }

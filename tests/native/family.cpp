@@ -31,9 +31,7 @@ at::Tensor tensor_over(c10::intrusive_ptr<c10::StorageImpl> storage, const at::T
 at::Tensor clone(SharingCall& call, const at::Tensor& source, Reason& reason) {
   auto shared = call.share(storage_impl(source), source.storage_offset() * source.itemsize(), source.nbytes(), reason);
   if (!shared) return {};
-  auto result = tensor_over(std::move(shared), source);
-  call.meet(*source.unsafeGetTensorImpl());
-  return result;
+  return tensor_over(std::move(shared), source);
 }
 
 std::vector<at::Tensor> clone(const std::vector<at::Tensor>& sources) {
@@ -44,7 +42,7 @@ std::vector<at::Tensor> clone(const std::vector<at::Tensor>& sources) {
     clones.push_back(clone(call, source, reason));
     EXPECT_TRUE(clones.back().defined()) << "not shared: " << describe(reason);
   }
-  for (const auto& made : call.made()) SharingCall::confirm(made);
+  for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
   return clones;
 }
 
@@ -54,7 +52,7 @@ Reason refusal(const at::Tensor& source) {
   SharingCall call;
   Reason reason;
   clone(call, source, reason);
-  for (const auto& made : call.made()) SharingCall::confirm(made);
+  for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
   return reason;
 }
 

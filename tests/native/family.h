@@ -2,7 +2,7 @@
 
 /// What the unit tests of the engine share: a way to clone a tensor, and a fixture that checks the books.
 ///
-/// `clone` does what the bindings do: share the tensor's own span, meet the source, confirm the call.
+/// `clone` does what the bindings do: share the tensor's own span, confirm the call.
 
 #include "core/events.h"
 #include "core/share.h"

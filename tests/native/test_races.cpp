@@ -79,7 +79,7 @@ TEST_F(Races, WrapMaterializeAndDropInOneFamily) {
         SharingCall call;
         Reason reason;
         auto mine = clone(call, source, reason);
-        for (const auto& made : call.made()) SharingCall::confirm(made);
+        for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
         if (!mine.defined()) {
           EXPECT_EQ(reason, Reason::writing);  // on probation in another thread
           continue;
@@ -212,7 +212,7 @@ TEST_F(Races, CloneWhileWriting) {
       SharingCall call;
       Reason reason;
       const auto copy = clone(call, source, reason);
-      for (const auto& made : call.made()) SharingCall::confirm(made);
+      for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
       if (!copy.defined()) continue;
       ++taken;
       const auto first = total(copy);

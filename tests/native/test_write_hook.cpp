@@ -389,7 +389,7 @@ TEST_P(WriteHookRaces, LateSecondWriterThenClone) {
       SharingCall call;
       Reason reason;
       grandchild = clone(call, copy, reason);
-      for (const auto& made : call.made()) SharingCall::confirm(made);
+      for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
     });
     for (auto& thread : threads) thread.join();
     static_cast<float*>(storage_impl(copy).mutable_data())[0] = -1;

@@ -25,12 +25,13 @@ def reading(obj: Any, *, checksum: bool = False) -> Iterator[None]:
     memory was written by a kernel that no operator announced (or had its sizes changed in place, by ``as_strided_`` and
     the like). With ``checksum`` all bytes that ``obj`` shared are compared instead, which reads them twice. It is an
     error, as everybody who shares the tensor now holds what was written.
-    If an array, a DLPack consumer or a live autograd graph may still look into a tensor, it gets memory that nobody
-    else shares, at the same address; so leave the scope when graphs are gone (``torch.no_grad``, or ``backward``
-    within). A bare integer from ``data_ptr()`` must not be used after the scope, nor after a write to the tensor.
+    If an array, a DLPack tensor or a live autograd graph still refers to a tensor, the tensor is isolated: it keeps its
+    memory and its address, and all others that shared it move to a copy. That costs memory, so leave the scope when
+    graphs are gone (``torch.no_grad``, or ``backward`` within). A bare integer from ``data_ptr()`` must not be used
+    after the scope, nor after a write to the tensor.
 
     What is shared when the scope begins is covered. Where two tensors of ``obj`` would show the same address without
-    being tied, one of them un-shares when it is read, as equal addresses mean ties to those who save models. Scopes
+    being tied, one of them un-shares when it is read, as code that saves models takes equal addresses for ties. Scopes
     may be nested, and used in several threads at once.
 
     Args:
@@ -40,7 +41,7 @@ def reading(obj: Any, *, checksum: bool = False) -> Iterator[None]:
     Raises:
         TypeError: ``obj`` is a plain value or code, which holds no tensor.
         IsolationError: on leaving: shared memory was written in the scope. The message names the tensors.
-        RuntimeError: on leaving: no memory to part a tensor that is still looked into from those that share it.
+        RuntimeError: on leaving: no memory to isolate a tensor that is still referenced from those that share it.
 
     Example:
         >>> import io, torch, torchcow
@@ -83,17 +84,17 @@ def _end(
     scope: _C.ReadingScope, names: list[str], tensors: list[torch.Tensor], states: list[_State | None] | None
 ) -> None:
     written = {}
-    looked_into = []
-    for index, (stayed, damaged, looked_at) in enumerate(scope.end()):
+    referenced = []
+    for index, outcome in enumerate(scope.end()):
         before = states[index] if states else None
-        if before and stayed and before.written_by(now := _State(tensors[index])):
+        if before and outcome.stayed and before.written_by(now := _State(tensors[index])):
             written[names[index]] = f"its version counter moved from {before.version} to {now.version}, by no operator"
-        if damaged:
+        if outcome.damaged:
             written[names[index]] = "its bytes have another checksum"
-        if looked_at:
-            looked_into.append(index)
+        if outcome.referenced:
+            referenced.append(index)
     try:
-        stuck = [names[index] for index in scope.isolate(looked_into)] if looked_into else []
+        stuck = [names[index] for index in scope.isolate(referenced)] if referenced else []
     except RuntimeError as error:
         if written:
             raise IsolationError(_explain(written, [])) from error
@@ -113,7 +114,8 @@ def _explain(written: dict[str, str], stuck: list[str]) -> str:
         )
     if stuck:
         parts.append(
-            f"something that torchcow.reading cannot part from others still looks into {', '.join(stuck)}. Let arrays "
-            "and other views of the memory end within the scope, or copy them."
+            f"{', '.join(stuck)}: still referenced by a NumPy array, a DLPack tensor or an autograd graph after "
+            "torchcow.reading ended, and could not be isolated from the tensors that share the memory. Release such "
+            "views inside the scope, or copy them."
         )
     return " ".join(parts)
