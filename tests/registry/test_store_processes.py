@@ -16,7 +16,7 @@ from support.oracle import STARTS_PROCESSES
 pytestmark = [STARTS_PROCESSES, pytest.mark.slow]
 
 WRITER = """
-path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, name, count = sys.argv[1], sys.argv[2], parent_id
 registry = open_registry(path)
 for _ in range(count):
     number = int(sys.argv[4]) * 100 + _
@@ -119,13 +119,10 @@ torch.set_num_threads(1)
 registry = open_registry(sys.argv[1])
 registry.add("m", model(1))
 registry.versions()
-before = dict(registry.backend.database._connections)
-assert set(before) == {"read", "write"}
 child = os.fork()
 if child == 0:
     assert_is(registry.get("m@1"), 1)
     registry.add("m", model(2))
-    assert all(registry.backend.database._connections[purpose] is not before[purpose] for purpose in before)
     registry.close()
     os._exit(0)
 for number in range(5):
@@ -136,8 +133,109 @@ assert len(registry.versions()) == 7
 """
 
 
-def test_a_forked_child_has_connections_of_its_own(tmp_path):
+def test_parent_and_forked_child_both_add(tmp_path):
     finish(start(FORK, tmp_path))
+
+
+PARENT_ENDS = """
+import time
+torch.set_num_threads(1)
+registry = open_registry(sys.argv[1])
+registry.add("m", model(1))
+registry.versions()
+child_uses_it, child = os.pipe()
+parent_ended, parent = os.pipe()
+child_id = os.fork()
+if child_id:
+    os.read(child_uses_it, 1)
+    registry.close()
+    if sys.argv[2] == "exits":
+        os._exit(0)
+    os.write(parent, b"x")
+    os.waitpid(child_id, 0)
+    os._exit(0)
+os.close(parent)
+print(registry.add("m", model(2)), flush=True)
+os.write(child, b"x")
+os.read(parent_ended, 1)
+for number in (3, 4):
+    print(registry.add("m", model(number)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("parent", ["closes", "exits"])
+def test_versions_that_a_forked_child_added_are_there(parent, tmp_path):
+    """A child that inherited SQLite's connections took no locks, and the parent's close removed its log."""
+    added = finish(start(PARENT_ENDS, tmp_path, parent)).split()
+    assert added == ["m@2", "m@3", "m@4"]
+    out = finish(start("print(*open_registry(sys.argv[1]).versions())", tmp_path)).split()
+    assert out == ["m@1", *added]
+    registry = open_registry(tmp_path)
+    for version in registry.versions():
+        assert_is(registry.get(version), version.number)
+
+
+THREADS = """
+import threading, time
+torch.set_num_threads(1)
+registry = open_registry(sys.argv[1])
+registry.add("m", model(1), metadata={"number": 1}, tags=["production"])
+served, ends = registry.proxy("production"), threading.Event()
+
+def add():
+    while not ends.is_set():
+        registry.add("m", model(1))
+
+def get():
+    while not ends.is_set():
+        registry.get("m@1", structure=lambda: (time.sleep(0.01), build())[1])
+
+threads = [threading.Thread(target=work, daemon=True) for work in (add, get)]
+[thread.start() for thread in threads]
+for _ in range(12):
+    time.sleep(0.02)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)  # instead of for ever
+        assert_is(registry.get("m@1"), 1)
+        registry.get("m@1", structure=build)
+        served(torch.ones(2, 4))
+        print(registry.add("n", model(1)), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+ends.set()
+[thread.join() for thread in threads]
+assert len(registry.versions("n")) == 12
+"""
+
+
+def test_no_child_hangs_on_a_lock_of_a_thread_that_it_has_not(tmp_path):
+    out = finish(start(THREADS, tmp_path)).split()
+    assert out == [f"n@{number}" for number in range(1, 13)]
+
+
+def test_a_child_that_inherits_a_transaction_refuses_to_go_on(tmp_path):
+    code = """
+torch.set_num_threads(1)
+path = sys.argv[1] if sys.argv[1] != "memory" else None
+registry = open_registry(path)
+registry.add("m", model(1))
+with registry.backend.database.write():
+    child = os.fork()
+    if child == 0:
+        try:
+            registry.versions()
+        except torchcow.RegistryError as error:
+            print(error, flush=True)
+        registry.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+registry.add("m", model(2))
+"""
+    assert f"{tmp_path}/registry.sqlite: this process was forked while" in finish(start(code, tmp_path))
+    assert "a registry in memory: this process was forked while" in finish(start(code, "memory"))
+    assert [str(version) for version in open_registry(tmp_path).versions()] == ["m@1", "m@2"]
 
 
 def test_a_version_of_another_process_shares_memory_with_what_is_here(tmp_path):

@@ -15,7 +15,6 @@ Threads: one lock guards all four tables. It is held only for look-ups, never wh
 from __future__ import annotations
 
 import json
-import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torchcow.objects.tensors import same_memory, unwrap
 from torchcow.persist.fingerprint import fingerprint
 from torchcow.persist.state import State, capture
 from torchcow.registry.backend import Structure
+from torchcow.registry.fork import Lock
 from torchcow.snapshots.prototype import Prototype
 
 
@@ -45,7 +45,7 @@ class Cache:
     """What one process has in memory of a registry in a folder."""
 
     def __init__(self, structures: Mapping[str, Structure] | None):
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._structures_by_name = dict(structures or {})
         self._prototypes: weakref.WeakValueDictionary[int, Prototype] = weakref.WeakValueDictionary()
         self._tensors: weakref.WeakValueDictionary[str, torch.Tensor] = weakref.WeakValueDictionary()
@@ -54,12 +54,12 @@ class Cache:
 
     def get(self, version_id: int) -> Prototype | None:
         """Return a prototype that is in memory."""
-        with self._lock:
+        with self._lock.held():
             return self._prototypes.get(version_id)
 
     def put(self, version_id: int, prototype: Prototype, state: State, fingerprints: Mapping[str, str]) -> None:
         """Remember a prototype while the program refers to it. ``state`` is that of its snapshot."""
-        with self._lock:
+        with self._lock.held():
             self._prototypes[version_id] = prototype
             for name, tensor in state.tensors.items():
                 self._tensors.setdefault(fingerprints[name], tensor)
@@ -69,14 +69,14 @@ class Cache:
         # Code is compared by identity: two lambdas have one name.
         code = frozenset((path, id(value)) for path, value in state.code.items())
         key = (json.dumps(_skeleton(state)), code)
-        with self._lock:
+        with self._lock.held():
             self._latest[name] = (version_id, prototype)
             self._builds.setdefault(key, _Build(prototype, state.code, set())).version_ids.add(version_id)
 
     def structure(self, version_id: int, name: str, title: str, structure: Structure | None) -> Any:
         """Return the object that a version is to be put into: the caller's, that of its build, or that of its name."""
         if structure is None:
-            with self._lock:
+            with self._lock.held():
                 builds = (build.structure for build in self._builds.values() if version_id in build.version_ids)
                 structure = next(builds, self._structures_by_name.get(name))
         if structure is None:
@@ -91,13 +91,13 @@ class Cache:
 
     def share(self, fingerprint: str) -> torch.Tensor | None:
         """Return a copy-on-write clone of a tensor with this fingerprint, if there is one in memory."""
-        with self._lock:
+        with self._lock.held():
             tensor = self._tensors.get(fingerprint)
         return None if tensor is None else clone(tensor.detach())
 
     def forget(self, version_id: int) -> weakref.ref[Prototype] | None:
         """Forget a version that was removed; return a reference that tells whether the program still has it."""
-        with self._lock:
+        with self._lock.held():
             prototype = self._prototypes.pop(version_id, None)
             self._latest = {name: latest for name, latest in self._latest.items() if latest[0] != version_id}
             for key, build in list(self._builds.items()):

@@ -1,4 +1,9 @@
-"""The SQLite database of a registry: one schema, in memory or in a file that several processes share."""
+# SPDX-License-Identifier: Apache-2.0
+"""The SQLite database of a registry: one schema, in memory or in a file that several processes share.
+
+Threads: one thread at a time reads, and one writes. Processes: SQLite's own file locks, in WAL mode. Before a fork, the
+database waits until no transaction runs and closes its connections, so that no process inherits one.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcow.errors import RegistryError
+from torchcow.registry import fork
 
 if TYPE_CHECKING:
     import sqlite3
@@ -63,31 +69,36 @@ CREATE TABLE entry (
 CREATE INDEX entry_fingerprint ON entry(fingerprint);
 """
 
-#: How long one process waits for another that writes, in seconds. A writer writes at most one model in that time.
+#: How long a process waits for another one that writes, in seconds. A writer writes at most one model in that time.
 PATIENCE = 600.0
 
-# Connections of a parent process: closing them in a child of fork would end the parent's locks.
-_left_behind: list[Any] = []
+#: How long a fork waits for a transaction of another thread, in seconds.
+FORK_PATIENCE = 10.0
+
+# Inherited connections that could not be closed before a fork. Closing them in the child would harm the parent's log.
+_inherited: list[Any] = []
 
 
 class Database:
-    """Transactions on one database, from any thread, and after a fork."""
+    """Transactions on one database, from any thread, and in the children of a fork."""
 
     def __init__(self, path: Path | None):
         self.path = path
-        self._begin()
+        self._process = os.getpid()
+        self._connections: dict[str, sqlite3.Connection] = {}
+        self._held_for_fork: list[Any] = []
+        self._make_locks()
+        fork.join(self)
         try:
-            with self._explained():
+            with self._locks["write"], self._explained():
                 self._prepare(self._connection("write"))
         except BaseException:
             self.close()
             raise
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
-        self._connections: dict[str, sqlite3.Connection] = {}
-        one = threading.RLock()
-        self._locks = {"write": one, "read": one if self.path is None else threading.RLock()}
+    def _make_locks(self) -> None:
+        write = threading.RLock()
+        self._locks = {"write": write, "read": write if self.path is None else threading.RLock()}
 
     def close(self) -> None:
         """Close the connections; a later transaction opens them again."""
@@ -101,25 +112,53 @@ class Database:
         with contextlib.suppress(Exception):
             self.close()
 
+    def before_fork(self) -> None:
+        """Wait for the transactions of other threads, and close the connections to a file."""
+        deadline = time.monotonic() + FORK_PATIENCE
+        for purpose in ("write", "read"):
+            if not self._locks[purpose].acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return self._release()
+            self._held_for_fork.append(self._locks[purpose])
+        if any(connection.in_transaction for connection in self._connections.values()):
+            return self._release()  # this thread forks within a transaction
+        if self.path is not None:
+            self.close()
+        return None
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; the next transaction opens a connection."""
+        self._release()
+
+    def after_fork_in_child(self) -> None:
+        """Go on with connections of this process. If the parent's could not be closed, refuse all transactions."""
+        if self._held_for_fork:
+            self._process = os.getpid()
+            self._release()
+        else:
+            _inherited.append(self._connections)
+            self._connections = {}
+            self._make_locks()
+
+    def _release(self) -> None:
+        while self._held_for_fork:
+            self._held_for_fork.pop().release()
+
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that sees one state of the database, whatever others write meanwhile."""
+        """A transaction that sees one state of the database, whatever other processes write meanwhile."""
         yield from self._transaction("read", "BEGIN")
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is alone among writers of all processes; it happens as a whole or not at all."""
+        """The only write transaction among all processes; it happens as a whole or not at all."""
         yield from self._transaction("write", "BEGIN IMMEDIATE")
 
     def _transaction(self, purpose: str, begin: str) -> Iterator[sqlite3.Connection]:
         if os.getpid() != self._process:
-            if self.path is not None:
-                _left_behind.append(self._connections)
-                self._begin()
-            else:
-                connections = self._connections
-                self._begin()
-                self._connections = connections
+            raise RegistryError(
+                f"{self.path or 'a registry in memory'}: this process was forked while a thread of its parent used the "
+                "registry, so it cannot use the registry; fork at another time, or start processes with 'spawn'"
+            )
         with self._locks[purpose], self._explained():
             connection = self._connection(purpose)
             try:
@@ -161,7 +200,7 @@ class Database:
             raise
 
     def _is_ours(self, connection: sqlite3.Connection) -> bool:
-        """Whether the schema is there; a database of somebody else is refused."""
+        """Whether the schema is there; the database of another program is refused."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -192,7 +231,7 @@ class Database:
 
 
 def _patiently(connection: sqlite3.Connection, statement: str) -> None:
-    """Execute a statement that may have to wait for other processes, in turns that an interrupt can end."""
+    """Execute a statement that may have to wait for other processes, in steps that an interrupt can end."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from torchcow.registry.backend import Removal, Structure
 from torchcow.registry.cache import Cache, fingerprints
 from torchcow.registry.database import Database
 from torchcow.registry.files import Files, Manifest, OpenFiles, digest, manifest_rows
+from torchcow.registry.fork import Lock
 from torchcow.registry.stored_version import StoredVersion
 from torchcow.registry.version import Reference, Version
 from torchcow.snapshots.prototype import Prototype
@@ -51,7 +51,7 @@ class FolderBackend:
         self.database = Database(database)
         self.files = Files(tensors)
         self.cache = Cache(structures)
-        self._loading = threading.RLock()
+        self._loading = Lock()
 
     def close(self) -> None:
         """Close the database; the next call opens it again."""
@@ -95,7 +95,7 @@ class FolderBackend:
 
     def prototype(self, version_id: int, structure: Structure | None) -> Prototype:
         """Return a version that is in memory, or read it."""
-        with self._loading:
+        with self._loading.held():
             cached = self.cache.get(version_id) if structure is None else None
             return self._load(version_id, structure) if cached is None else cached
 

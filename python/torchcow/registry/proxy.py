@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from torchcow.registry.fork import Lock
 from torchcow.registry.version import Reference
 from torchcow.snapshots.prototype import Prototype
 
@@ -31,7 +31,7 @@ class Proxy:
     """
 
     def __init__(self, target: Reference, find: Callable[[Reference], int], load: Callable[[int], Prototype]):
-        self.__dict__.update(_target=target, _find=find, _load=load, _lock=threading.Lock(), _clones={})
+        self.__dict__.update(_target=target, _find=find, _load=load, _lock=Lock(), _clones={})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model."""
@@ -69,7 +69,7 @@ class Proxy:
         version_id = self._find(self._target)
         model = clones.get(version_id)
         if model is None:
-            with self._lock:
+            with self._lock.held():
                 if version_id not in clones:
                     clones[version_id] = self._load(version_id).clone()
                 model = clones[version_id]

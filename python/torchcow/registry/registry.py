@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torchcow.errors import RegistryError
 from torchcow.registry import queries
 from torchcow.registry.backend import Backend, Structure
 from torchcow.registry.folder_backend import FolderBackend
+from torchcow.registry.fork import Lock
 from torchcow.registry.memory_backend import MemoryBackend
 from torchcow.registry.proxy import Proxy
 from torchcow.registry.prune import PruneReport, Rules, plan, prune
@@ -73,7 +73,7 @@ class Registry:
         #: Where the prototypes are. The command line describes stored versions by way of it.
         self.backend: Backend = MemoryBackend() if self._path is None else FolderBackend(self._path, structures, create)
         self._database = self.backend.database
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._targets: weakref.WeakKeyDictionary[Proxy, Reference] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -248,7 +248,7 @@ class Registry:
         Returns:
             What was removed, how many bytes that gave back, and why each other version stayed.
         """
-        with self._lock:
+        with self._lock.held():
             served = list(self._targets.values())
         return (plan if dry_run else prune)(self.backend, Rules(keep, name, squash, served))
 
@@ -268,7 +268,7 @@ class Registry:
                 reference = Reference(name, tag=tag)
             queries.find(db, reference)
         proxy = Proxy(reference, self._find, lambda version_id: self.backend.prototype(version_id, None))
-        with self._lock:
+        with self._lock.held():
             self._targets[proxy] = reference
         return proxy
 

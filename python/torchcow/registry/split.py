@@ -6,11 +6,11 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from torchcow.errors import RegistryError
+from torchcow.registry.fork import Lock
 from torchcow.registry.proxy import Proxy
 
 
@@ -43,20 +43,20 @@ class Split:
         self._weights = dict(weights)
         self._seed = seed
         self._random = random.Random(seed)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._counts = dict.fromkeys(weights, 0)
 
     def __call__(self, *args: Any, key: str | int | None = None, **kwargs: Any) -> Any:
         """Call one of the models."""
         target = self.choose(key)
-        with self._lock:
+        with self._lock.held():
             self._counts[target] += 1
         return self._proxies[target](*args, **kwargs)
 
     @property
     def counts(self) -> dict[str, int]:
         """The number of calls of each target."""
-        with self._lock:
+        with self._lock.held():
             return dict(self._counts)
 
     def choose(self, key: str | int | None = None) -> str:
@@ -66,7 +66,7 @@ class Split:
             RegistryError: the key is neither a text nor a whole number.
         """
         if key is None:
-            with self._lock:
+            with self._lock.held():
                 return self._random.choices(list(self._weights), list(self._weights.values()))[0]
         if not isinstance(key, (str, int)) or isinstance(key, bool):
             raise RegistryError(f"a key is a text or a whole number, got {key!r} of type {type(key).__qualname__}")
