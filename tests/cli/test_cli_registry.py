@@ -122,8 +122,8 @@ def test_diff_sees_the_sign_of_zero_flags_and_what_is_on_one_side_only(folder, c
     assert found["tensors"]["extra"]["norm"] == "nan"
     parts = found["other parts"]
     assert parts["model.1.weight"] == {
-        "first": {"holds": "tensor", "grad": True},
-        "second": {"holds": "tensor", "grad": False},
+        "first": {"kind": "tensor", "grad": True},
+        "second": {"kind": "tensor", "grad": False},
     }
     assert "nan" not in parts and "extra" not in parts, "they are told among the tensors"
     assert "grad: True became False" in text(capsys, "diff", "net@1", "net@3")
@@ -134,10 +134,12 @@ def test_another_shape_or_value_is_told_in_words(folder, capsys):
     registry = torchcow.Registry(folder)
     for size in (3, 4):
         registry.add("grown", torch.ones(size))
-    registry.add("grown", {"epoch": 1})
-    registry.add("grown", {"epoch": 2})
+    for value in ({"epoch": 1}, {"epoch": 2}, {}, {"a": 3}):
+        registry.add("grown", value)
     registry.close()
     assert not told(capsys, "diff", "grown@3", "grown@4")["identical"], "tensors are not all"
+    assert "{} became {'a': 3}" in text(capsys, "diff", "grown@5", "grown@6"), "a value is not taken for a node"
+    assert told(capsys, "diff", "grown@3", "grown@4")["other parts"] != {}
     (found,) = told(capsys, "diff", "grown@1", "grown@2")["tensors"].values()
     assert found["change"] == "shape (3,) became (4,)" and found["norm"] == "nan"
 

@@ -187,7 +187,7 @@ def test_foreign_places_are_refused_and_left_alone(tmp_path):
     connection.execute("PRAGMA application_id = 1952673655")
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(RegistryError, match="a registry of schema 99; this torchcow knows schema 1"):
+    with pytest.raises(RegistryError, match="a registry of schema 99; this torchcow knows schemas 1 to 2"):
         Registry(tmp_path)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from support.every_kind import every_kind, observable
 from support.oracle import assert_same, freeze
 from torchcow import Registry
+from torchcow.registry.database import SCHEMA_VERSION
 
 FOLDERS = sorted((Path(__file__).parent / "data").glob("registry_*"))
 
@@ -38,13 +40,23 @@ def test_format_1_is_among_them():
     assert "registry_1" in [path.name for path in FOLDERS]
 
 
+def schema(folder):
+    connection = sqlite3.connect(folder / "registry.sqlite")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return version
+
+
 def test_versions_of_an_old_registry_are_read(folder):
+    before = schema(folder)
     registry = opened(folder)
     for version in registry.versions():
         assert_version(registry, version, version.metadata["number"])
     assert registry.tags("kinds") == {"production": registry.version("kinds@2")}
     assert [str(version) for version in registry.lineage("kinds")] == ["kinds@3", "kinds@2", "kinds@1"]
+    registry.promote("kinds@1", "production")
     registry.close()
+    assert schema(folder) == before, "older versions of torchcow can still read it"
 
 
 def test_versions_are_added_to_an_old_registry(folder):
@@ -54,6 +66,7 @@ def test_versions_are_added_to_an_old_registry(folder):
     assert registry.fingerprints("kinds@4") == registry.fingerprints("kinds@3")
     registry.prune(squash=True)
     registry.close()
+    assert schema(folder) == SCHEMA_VERSION
     registry = opened(folder)
     assert [str(version) for version in registry.versions()] == ["kinds@1", "kinds@2", "kinds@6"]
     for version in registry.versions():

@@ -13,6 +13,7 @@ from torchcow.errors import FileError, StateError
 from torchcow.objects.tensors import same_memory, unwrap
 from torchcow.persist.fingerprint import fingerprint
 from torchcow.persist.state import State, capture, check, restore
+from torchcow.persist.state.upgrade import upgraded
 from torchcow.persist.tensor_file import TensorFile, write
 
 _SHOWN = 5
@@ -87,8 +88,9 @@ def load_delta(base: Any, path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     with TensorFile(path, "delta") as file:
         try:
-            wanted, prints, nodes = file.info["base"], file.info["base tensors"], file.info["nodes"]
-        except (KeyError, TypeError):
+            wanted, prints = file.info["base"], file.info["base tensors"]
+            nodes = {path: upgraded(node) for path, node in file.info["nodes"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise FileError(f"{path}: the header is damaged (parts are missing)") from None
         state = capture(base)
         found = {name: fingerprint(tensor) for name, tensor in state.tensors.items()}
@@ -104,7 +106,7 @@ def load_delta(base: Any, path: str | os.PathLike[str]) -> Any:
 
 def content(state: State, prints: Mapping[str, str]) -> str:
     """Return the fingerprint of all tensors of an object together: of names, ties, dtypes, shapes and bytes."""
-    ties = {path: node["same"] for path, node in state.nodes.items() if "same" in node}
+    ties = {path: node["path"] for path, node in state.nodes.items() if node["kind"] == "same"}
     return hashlib.sha256(json.dumps([sorted(prints.items()), sorted(ties.items())]).encode()).hexdigest()
 
 

@@ -44,7 +44,8 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-FORMAT = 1
+#: Format 1 had nodes without a kind (:mod:`torchcow.persist.state.upgrade`); the file around them was the same.
+FORMAT = 2
 _KEY, _DIGEST = "torchcow", "torchcow.sha256"
 _LONGEST_HEADER = 100_000_000  # what safetensors allows
 
@@ -211,8 +212,8 @@ class TensorFile:
         if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_DIGEST):
             raise FileError(f"{self.path}: the header is damaged (its digest does not fit)")
         about = _strict(text)
-        if about["format"] != FORMAT:
-            raise FileError(f"{self.path}: format {about['format']}; this torchcow reads format {FORMAT}")
+        if about["format"] not in range(1, FORMAT + 1):
+            raise FileError(f"{self.path}: format {about['format']}; this torchcow reads formats 1 to {FORMAT}")
         if about["kind"] != kind:
             raise FileError(f"{self.path}: expected a file of kind {kind!r}, got {about['kind']!r}")
         entries = {}

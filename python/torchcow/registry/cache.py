@@ -119,15 +119,16 @@ def fingerprints(state: State, base: Prototype | None, base_fingerprints: Mappin
 
 def _skeleton(state: State) -> list[Any]:
     """What has to agree for one version to be the structure of another: everything but values."""
-    inside_stateful = tuple(f"{path}." if path else "" for path, node in state.nodes.items() if "stateful" in node)
+    stateful = [path for path, node in state.nodes.items() if node["kind"] == "stateful"]
+    inside_stateful = tuple(f"{path}." if path else "" for path in stateful)
     lines = []
     for path, node in state.nodes.items():
-        if "value" in node:
-            node = {"value": None}
-        if "stateful" in node:
-            node = {"stateful": node["stateful"]}
+        if node["kind"] == "stateful":
+            node = {"kind": "stateful", "class": node["class"]}
         elif inside_stateful and path.startswith(inside_stateful):
             continue
+        if node["kind"] == "value":
+            node = {"kind": "value"}
         if "plain" in node:
             node = node | {"plain": sorted(node["plain"])}
         lines.append([path, {key: value for key, value in node.items() if key not in ("grad", "stride")}])

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 APPLICATION = 0x74636F77  # "tcow"
-SCHEMA_VERSION = 1
+#: Schema 1 has the same tables, and nodes of format 1 (:mod:`torchcow.persist.state.upgrade`), which stay as they are.
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE version (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -170,6 +171,11 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
 
+    def upgrade(self, db: sqlite3.Connection) -> None:
+        """Within a write transaction: refuse older versions of torchcow from now on, which cannot read newer nodes."""
+        if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
     def _connection(self, purpose: str) -> sqlite3.Connection:
         key = "write" if self.path is None else purpose
         if key not in self._connections:
@@ -205,9 +211,9 @@ class Database:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == APPLICATION:
-            if version != SCHEMA_VERSION:
+            if version not in range(1, SCHEMA_VERSION + 1):
                 raise RegistryError(
-                    f"{self.path}: a registry of schema {version}; this torchcow knows schema {SCHEMA_VERSION}"
+                    f"{self.path}: a registry of schema {version}; this torchcow knows schemas 1 to {SCHEMA_VERSION}"
                 )
             return True
         if application or tables:

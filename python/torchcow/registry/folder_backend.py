@@ -14,6 +14,7 @@ from torchcow.errors import RegistryError, StateError
 from torchcow.objects.tensors import unwrap
 from torchcow.persist.state import capture, restore
 from torchcow.persist.state.plain import decode
+from torchcow.persist.state.upgrade import upgraded
 from torchcow.registry import queries
 from torchcow.registry.backend import Removal, Structure
 from torchcow.registry.cache import Cache, fingerprints
@@ -76,6 +77,7 @@ class FolderBackend:
         version_id = None
         try:
             with self.database.write() as db:
+                self.database.upgrade(db)
                 self.files.remove_leftovers(db)
                 parent_id = None if parent is None else queries.find(db, parent)
                 base_id = _base_id(db, name, parent)
@@ -125,7 +127,7 @@ class FolderBackend:
         version, manifest = stored.version, stored.manifest
         title = str(version)
         target = self.cache.structure(version_id, version.name, title, structure)
-        nodes = {path: json.loads(line.node) for path, line in manifest.items()}
+        nodes = {path: upgraded(json.loads(line.node)) for path, line in manifest.items()}
         version_fingerprints = _fingerprints(manifest)
         with OpenFiles(self.files.folder, title) as files:
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from torchcow.errors import RegistryError
+from torchcow.persist.state.messages import title
 from torchcow.persist.state.plain import decode
+from torchcow.persist.state.upgrade import upgraded
 from torchcow.registry.files import Manifest, OpenFiles
 from torchcow.registry.version import Version
 from torchcow.report.diff import TensorDiff
 from torchcow.report.diff import compare as compare_tensors
-
-#: The kinds of nodes that have a tensor. Under the kind, a node has the dtype and the shape.
-_TENSOR_KINDS = ("tensor", "generator", "array")
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,9 @@ class StoredVersion:
         self.tensors: dict[str, StoredTensor] = {}
         self.parts: dict[str, Any] = {}
         for name, line in manifest.items():
-            node = json.loads(line.node)
+            node = upgraded(json.loads(line.node))
             if line.fingerprint is not None:
-                kind = next(word for word in _TENSOR_KINDS if word in node)
-                dtype, shape = node.pop(kind)
-                node = {"holds": kind, **node}
+                dtype, shape = node.pop("dtype"), node.pop("shape")
                 size = math.prod(shape) * getattr(torch, dtype).itemsize
                 self.tensors[name] = StoredTensor(dtype, tuple(shape), size, line.fingerprint)
             self.parts[name] = node
@@ -54,7 +51,7 @@ class StoredVersion:
     @property
     def values(self) -> dict[str, Any]:
         """Plain values, such as an epoch or a learning rate."""
-        return {name: decode(node["value"]) for name, node in self.parts.items() if "value" in node}
+        return {name: decode(node["value"]) for name, node in self.parts.items() if node["kind"] == "value"}
 
     def files(self) -> OpenFiles:
         """The files of the version for :meth:`read`, as a context manager."""
@@ -98,33 +95,31 @@ def compare(first: StoredVersion, second: StoredVersion) -> dict[str, TensorDiff
 def compare_parts(first: StoredVersion, second: StoredVersion) -> dict[str, dict[str, Any]]:
     """Return the other differences, by dotted name: of plain values, and of the kind, ties and flags of other parts.
 
-    A part has a "first" and a "second". It has only one of them if the other version has no such part.
+    A part has a "first" and a "second", each a node. It has only one of them if the other version has no such part.
     """
     diffs = {}
     for name in _names(first.parts, second.parts):
-        sides = {
-            side: decode(stored.parts[name]["value"]) if "value" in stored.parts[name] else stored.parts[name]
-            for side, stored in (("first", first), ("second", second))
-            if name in stored.parts
-        }
+        pair = (("first", first), ("second", second))
+        sides = {side: stored.parts[name] for side, stored in pair if name in stored.parts}
         tensor_alone = len(sides) == 1 and (name in first.tensors or name in second.tensors)
         if first.parts.get(name) != second.parts.get(name) and not tensor_alone:
             diffs[name] = sides
     return diffs
 
 
-def part_change(sides: dict[str, Any]) -> str:
+def plain_part(node: dict[str, Any]) -> Any:
+    """Return the value of a node of a plain value, and any other node as it is."""
+    return decode(node["value"]) if node["kind"] == "value" else node
+
+
+def part_change(sides: dict[str, dict[str, Any]]) -> str:
     """Return a difference of :func:`compare_parts` in words."""
-    first, second = sides.get("first"), sides.get("second")
-    if isinstance(first, dict) and isinstance(second, dict) and _kind(first) == _kind(second):
-        changed = [word for word in _names(first, second) if first.get(word) != second.get(word)]
-        return "; ".join(f"{word}: {first.get(word)!r} became {second.get(word)!r}" for word in changed)
-    return " became ".join(_kind(side) if isinstance(side, dict) else repr(side) for side in sides.values())
-
-
-def _kind(node: dict[str, Any]) -> str:
-    """The kind of a part with its class: ``module Linear``."""
-    return " ".join(map(str, next(iter(node.items()))))
+    first, second = sides.get("first", {}), sides.get("second", {})
+    titles = [repr(plain_part(node)) if node["kind"] == "value" else title(node) for node in sides.values()]
+    if len(sides) == 2 and titles[0] == titles[1]:
+        changed = [fact for fact in _names(first, second) if first.get(fact) != second.get(fact)]
+        return "; ".join(f"{fact}: {first.get(fact)!r} became {second.get(fact)!r}" for fact in changed)
+    return " became ".join(titles)
 
 
 def _names(left: dict[str, Any], right: dict[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ def diff(
 
     Fingerprints are compared first; only tensors that differ are read, for the size of the difference.
     """
-    from torchcow.registry.stored_version import compare, compare_parts, part_change
+    from torchcow.registry.stored_version import compare, compare_parts, part_change, plain_part
     from torchcow.report.table import size
 
     with opened(path) as registry:
@@ -140,17 +140,22 @@ def diff(
         tensors, parts = compare(one, other), compare_parts(one, other)
     counts = Counter(tensor.status for tensor in tensors.values())
     if json:
-        told = {
-            "first": str(one.version),
-            "second": str(other.version),
-            "identical": not (set(counts) - {"equal"} or parts),
-        }
-        document({**told, "tensors": {name: asdict(found) for name, found in tensors.items()}, "other parts": parts})
+        document(
+            {
+                "first": str(one.version),
+                "second": str(other.version),
+                "identical": not (set(counts) - {"equal"} or parts),
+                "tensors": {name: asdict(tensor) for name, tensor in tensors.items()},
+                "other parts": {
+                    name: {side: plain_part(node) for side, node in sides.items()} for name, sides in parts.items()
+                },
+            }
+        )
         return
     cells = [
-        [name, found.status, size(found.bytes), _number(found.norm), _number(found.relative), found.change]
-        for name, found in tensors.items()
-        if found.status != "equal"
+        [name, tensor.status, size(tensor.bytes), _number(tensor.norm), _number(tensor.relative), tensor.change]
+        for name, tensor in tensors.items()
+        if tensor.status != "equal"
     ]
     for name, sides in parts.items():
         status = "different" if len(sides) == 2 else "removed" if "first" in sides else "added"

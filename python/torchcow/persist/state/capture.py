@@ -20,6 +20,7 @@ from torchcow.persist.state.messages import describe, join, label
 from torchcow.persist.state.plain import NotPlainError, encode
 from torchcow.persist.state.tensors import from_numpy, layout, unfit
 
+#: One part of an object, as JSON. ``"kind"`` says what it is; the other keys depend on the kind.
 Node = dict[str, Any]
 
 
@@ -54,7 +55,7 @@ def capture(obj: Any) -> State:
         >>> list(state.tensors)
         ['model.weight', 'model.bias']
         >>> state.nodes["epoch"]
-        {'value': 4}
+        {'kind': 'value', 'value': 4}
     """
     walk = _Capture()
     try:
@@ -84,42 +85,44 @@ class _Capture:
 
     def _node(self, path: str, value: Any) -> Node:
         try:
-            return {"value": encode(value)}
+            return {"kind": "value", "value": encode(value)}
         except NotPlainError:
             pass
         if (described := introspect.given(value)) is not None:
             self.state.code[path] = value
             self._hide(path, value)
-            return {"given": described}
+            return {"kind": "given", "description": described}
         if id(value) in self._seen:
-            return {"same": self._seen[id(value)]}
+            return {"kind": "same", "path": self._seen[id(value)]}
         self._alive.append(value)
         self._seen[id(value)] = path
         cls = type(value).__qualname__
         if isinstance(value, torch.Tensor):
-            return {"tensor": self._tensor(path, value), "grad": value.requires_grad} | layout(value)
+            return {"kind": "tensor", **self._tensor(path, value), "grad": value.requires_grad, **layout(value)}
         if isinstance(value, torch.Generator):
-            return {"generator": self._tensor(path, value.get_state())}
+            return {"kind": "generator", **self._tensor(path, value.get_state())}
         numpy = sys.modules.get("numpy")
         if numpy is not None and isinstance(value, numpy.ndarray):
-            return {"array": self._tensor(path, from_numpy(path, value)), "dtype": value.dtype.str}
+            facts = self._tensor(path, from_numpy(path, value))
+            return {"kind": "array", **facts, "numpy dtype": value.dtype.str}
         if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
-            return {"module": cls} | self._module(path, value)
+            return {"kind": "module", "class": cls, **self._module(path, value)}
         if introspect.has_state_dict(value) and not isinstance(value, torch.nn.Module):
-            return {"stateful": cls} | self._stateful(path, value)
+            return {"kind": "stateful", "class": cls, **self._stateful(path, value)}
         if isinstance(value, dict):
-            return {"dict": cls} | self._dict(path, value)
+            return {"kind": "dict", "class": cls, **self._dict(path, value)}
         if isinstance(value, (list, tuple, collections.deque)):
             self._refuse_attributes(path, value, "list or tuple")
             for name, item in children(value, registered=False):
                 self.visit(join(path, name), item)
-            return {"sequence": cls, "length": len(value)}
+            return {"kind": "sequence", "class": cls, "length": len(value)}
         if isinstance(value, types.MethodType):
             for name, item in children(value, registered=False):
                 self.visit(join(path, name), item)
-            return {"method": value.__func__.__qualname__}
+            return {"kind": "method", "function": value.__func__.__qualname__}
         if not isinstance(value, (set, frozenset, torch.nn.Module)) and introspect.is_transparent(value):
-            return {"object": cls} | self._attributes(path, dict(children(value, registered=False)))
+            attributes = dict(children(value, registered=False))
+            return {"kind": "object", "class": cls, **self._attributes(path, attributes)}
         raise StateError(
             f"{label(path)}: a {cls} cannot be written down; keep it out of the object, or give the object that holds "
             "it the methods state_dict and load_state_dict"
@@ -184,11 +187,11 @@ class _Capture:
         self._seen = outside
         return node
 
-    def _tensor(self, path: str, tensor: torch.Tensor) -> list[Any]:
+    def _tensor(self, path: str, tensor: torch.Tensor) -> Node:
         if problem := unfit(tensor):
             raise StateError(f"{label(path)}: {describe(tensor)} cannot be written down: {problem}")
         self.state.tensors[path] = tensor
-        return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
 
     def _hide(self, path: str, value: Any) -> None:
         if value:

@@ -45,7 +45,15 @@ def kind_of(current: Any) -> str:
 
 def kind_in(node: dict[str, Any]) -> str:
     """Return what a node stands for."""
-    kind, content = next(iter(node.items()))
-    if kind in ("tensor", "array", "generator"):
-        return f"a tensor ({content[0]}, {shape_of(content[1])})"
-    return f"{'' if kind == 'given' else 'a '}{content}"
+    if node["kind"] in ("tensor", "array", "generator"):
+        return f"a tensor ({node['dtype']}, {shape_of(node['shape'])})"
+    return str(node["description"]) if node["kind"] == "given" else f"a {_subject(node)}"
+
+
+def title(node: dict[str, Any]) -> str:
+    """Return the kind of a node and what it is called: ``module Linear``, ``tensor``."""
+    return f"{node['kind']} {_subject(node)}".rstrip()
+
+
+def _subject(node: dict[str, Any]) -> str:
+    return str(next((node[fact] for fact in ("class", "function", "description", "path") if fact in node), ""))

@@ -29,12 +29,12 @@ class Plan:
 
     def tensor(self, path: str, node: Node, current: Any) -> Any:
         """Plan to give a tensor of the structure the saved content."""
-        expected = f"a tensor ({node['tensor'][0]}, {shape_of(node['tensor'][1])})"
+        expected = f"a tensor ({node['dtype']}, {shape_of(node['shape'])})"
         if not isinstance(current, torch.Tensor):
             self.problem(path, f"expected {expected}, got {kind_of(current)}")
         elif current.is_meta or torch.nn.parameter.is_lazy(current):
             self.problem(path, f"has no memory in the structure: {kind_of(current)}")
-        elif [str(current.dtype).removeprefix("torch."), list(current.shape)] != node["tensor"]:
+        elif (str(current.dtype).removeprefix("torch."), list(current.shape)) != (node["dtype"], node["shape"]):
             self.problem(path, f"expected {expected}, got {describe(current)}")
         else:
             self.actions.append(lambda: self._fill(path, node, current))
@@ -55,7 +55,7 @@ class Plan:
         if "stride" not in node:
             return value.contiguous()
         if list(value.stride()) != node["stride"]:
-            empty = torch.empty_strided(node["tensor"][1], node["stride"], dtype=value.dtype, device=value.device)
+            empty = torch.empty_strided(node["shape"], node["stride"], dtype=value.dtype, device=value.device)
             value = empty.copy_(value)
         return value
 
@@ -75,11 +75,11 @@ class Plan:
 
     def array(self, path: str, node: Node, current: Any) -> Any:
         """Plan to give an array of NumPy the saved content."""
-        expected = f"an array ({node['dtype']}, {shape_of(node['array'][1])})"
+        expected = f"an array ({node['numpy dtype']}, {shape_of(node['shape'])})"
         numpy = sys.modules.get("numpy")
         if numpy is None or not isinstance(current, numpy.ndarray):
             self.problem(path, f"expected {expected}, got {kind_of(current)}")
-        elif (current.dtype.str, list(current.shape)) != (node["dtype"], node["array"][1]):
+        elif (current.dtype.str, list(current.shape)) != (node["numpy dtype"], node["shape"]):
             self.problem(path, f"expected {expected}, got an array ({current.dtype.str}, {current.shape})")
         else:
 

@@ -23,6 +23,7 @@ from torchcow.persist.state.plan import Plan, Read
 from torchcow.persist.state.replay import StateDictReplay
 
 _MISSING = object()
+_NONE: Node = {"kind": "value", "value": None}
 _SHOWN = 20
 
 
@@ -91,21 +92,21 @@ class _Restore:
         if not node:
             self._plan.problem(path, "is missing in the saved state, which is damaged")
             return current
-        kind = next(iter(node))
+        kind = node["kind"]
         if kind == "value":
             return self._value(path, decode(node["value"]), current)
         if kind == "same":
-            if current is not self._current.get(node["same"], _MISSING):
-                self._plan.problem(path, f"is the same object as {label(node['same'])} in the saved state, not here")
-            return self._restored.get(node["same"], current)
+            if current is not self._current.get(node["path"], _MISSING):
+                self._plan.problem(path, f"is the same object as {label(node['path'])} in the saved state, not here")
+            return self._restored.get(node["path"], current)
         if current is _MISSING and kind == "array":
             return self._new_array(path, node)
         if current is _MISSING:
             self._plan.problem(path, f"is missing in the structure; the saved state has {kind_in(node)}")
             return current
         if kind == "given":
-            if introspect.given(current) != node["given"]:
-                self._plan.problem(path, f"expected {node['given']}, got {kind_of(current)}")
+            if introspect.given(current) != node["description"]:
+                self._plan.problem(path, f"expected {node['description']}, got {kind_of(current)}")
             return current
         if id(current) in self._paths:
             other = label(self._paths[id(current)])
@@ -137,19 +138,19 @@ class _Restore:
         """Return an array that the structure lacks, because it was never fitted."""
         import numpy as np
 
-        array = np.empty(node["array"][1], dtype=node["dtype"])
+        array = np.empty(node["shape"], dtype=node["numpy dtype"])
         self._current[path] = array
         return self._plan.array(path, node, array)
 
     def _module(self, path: str, node: Node, current: Any) -> Any:
-        if not self._same_class(path, node["module"], current) or not isinstance(current, torch.nn.Module):
+        if not self._same_class(path, node["class"], current) or not isinstance(current, torch.nn.Module):
             return current
         for table in TABLES:
             content = getattr(current, table)
             self._extra(path, {name: content[name] for name in content if name not in node[table[1:]]})
             for name in node[table[1:]]:
                 item = content.get(name, _MISSING)
-                if item is None and self._nodes.get(join(path, name)) != {"value": None}:
+                if item is None and self._nodes.get(join(path, name)) != _NONE:
                     self._plan.problem(join(path, name), "is None in the structure and not in the saved state")
                 else:
                     self._set_if_new(self.place(join(path, name), item), item, self._set_item(content, name))
@@ -158,7 +159,7 @@ class _Restore:
         return self._attributes(path, node, current, others)
 
     def _object(self, path: str, node: Node, current: Any) -> Any:
-        if not self._same_class(path, node["object"], current):
+        if not self._same_class(path, node["class"], current):
             return current
         return self._attributes(path, node, current, attributes_of(current))
 
@@ -177,7 +178,7 @@ class _Restore:
         return current
 
     def _dict(self, path: str, node: Node, current: Any) -> Any:
-        if not self._same_class(path, node["dict"], current):
+        if not self._same_class(path, node["class"], current):
             return current
         keys = keys_by_name(map(decode, node["keys"]))
         saved = set(keys.values())
@@ -190,7 +191,7 @@ class _Restore:
         return current
 
     def _sequence(self, path: str, node: Node, current: Any) -> Any:
-        if not self._same_class(path, node["sequence"], current):
+        if not self._same_class(path, node["class"], current):
             return current
         if len(current) != node["length"]:
             self._plan.problem(path, f"expected {node['length']} items, got {len(current)}")
@@ -204,14 +205,14 @@ class _Restore:
         return current._make(items) if hasattr(current, "_make") else type(current)(items)
 
     def _method(self, path: str, node: Node, current: Any) -> Any:
-        if not isinstance(current, types.MethodType) or current.__func__.__qualname__ != node["method"]:
-            self._plan.problem(path, f"expected the method {node['method']}, got {kind_of(current)}")
+        if not isinstance(current, types.MethodType) or current.__func__.__qualname__ != node["function"]:
+            self._plan.problem(path, f"expected the method {node['function']}, got {kind_of(current)}")
         else:
             self.place(join(path, "__self__"), current.__self__)
         return current
 
     def _stateful(self, path: str, node: Node, current: Any) -> Any:
-        if not self._same_class(path, node["stateful"], current) or not introspect.has_state_dict(current):
+        if not self._same_class(path, node["class"], current) or not introspect.has_state_dict(current):
             return current
         replay = StateDictReplay(self._nodes, self._plan.read, path)
         example = current.state_dict()
@@ -222,7 +223,7 @@ class _Restore:
             try:
                 current.load_state_dict(replay.build(path, example, False))
             except Exception as error:
-                raise StateError(f"{label(path)}: load_state_dict of a {node['stateful']} failed: {error}") from error
+                raise StateError(f"{label(path)}: load_state_dict of a {node['class']} failed: {error}") from error
             replay.check(current)
 
         self._plan.actions.append(load)
