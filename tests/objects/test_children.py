@@ -441,7 +441,6 @@ def test_what_holds_no_tensor_is_refused(value):
         "explain": lambda: torchcow.explain(value),
         "worst_case": lambda: torchcow.worst_case(value),
         "reserve": lambda: torchcow.reserve(value),
-        "reshare": lambda: torchcow.reshare(value),
         "diff": lambda: torchcow.diff(value, value),
         "reading": read,
     }.items():

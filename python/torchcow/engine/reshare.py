@@ -10,7 +10,7 @@ import torch
 
 from torchcow._native import _C
 from torchcow.engine.clone import clone
-from torchcow.objects.tensors import named_tensors, placed, subject
+from torchcow.objects.tensors import contents, named_tensors, placed
 
 _SAMPLE = 32
 # Where a deep copy would begin at an aligned address, a clone must as well (csrc/deepcopy/tensors.cpp).
@@ -40,7 +40,6 @@ def reshare(*objs: Any) -> Reshared:
         The number of tensors that share now and did not before, and the bytes that were freed.
 
     Raises:
-        TypeError: one of ``objs`` is a plain value or code, which holds no tensor; nothing was changed.
         RuntimeError: a CUDA graph is being captured; nothing was changed.
 
     Example:
@@ -62,7 +61,7 @@ def reshare(*objs: Any) -> Reshared:
 
 
 def _reshare(objs: tuple[Any, ...]) -> Reshared:
-    spans = _spans(tensor for obj in objs for _, tensor in named_tensors(subject("torchcow.reshare", obj)))
+    spans = _spans(tensor for obj in objs for _, tensor in named_tensors(contents(obj)))
     _wait_for_devices(spans)
     before = _allocated(spans)
     joined = 0

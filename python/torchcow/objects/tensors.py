@@ -67,22 +67,29 @@ def unwrap(obj: Any) -> Any:
     return obj if snapshot is None else snapshot(obj)
 
 
-def subject(function: str, obj: Any) -> Any:
-    """Return what a function that was given ``obj`` is about: as :func:`unwrap`, and the items of an iterator.
+def contents(obj: Any) -> Any:
+    """Return what :func:`unwrap` returns, or the items of an iterator.
 
     Pairs of a name and an object, as ``named_parameters()`` yields them, become a dict.
+    """
+    obj = unwrap(obj)
+    if isinstance(obj, types.MappingProxyType):
+        return dict(obj)
+    if not isinstance(obj, _ITERATORS):
+        return obj
+    items = list(obj)
+    pairs = all(type(item) is tuple and len(item) == 2 and type(item[0]) is str for item in items)
+    named = dict(items) if pairs else {}
+    return named if items and len(named) == len(items) else items
+
+
+def subject(function: str, obj: Any) -> Any:
+    """Return :func:`contents` of the argument ``obj`` of a function.
 
     Raises:
         TypeError: a plain value or code, which holds no tensor.
     """
-    obj = unwrap(obj)
-    if isinstance(obj, _ITERATORS):
-        items = list(obj)
-        pairs = all(type(item) is tuple and len(item) == 2 and type(item[0]) is str for item in items)
-        named = dict(items) if pairs else {}
-        return named if items and len(named) == len(items) else items
-    if isinstance(obj, types.MappingProxyType):
-        return dict(obj)
+    obj = contents(obj)
     if is_whole(obj):
         raise TypeError(
             f"{function}: expected a tensor, or an object that holds tensors (a module, an optimizer, a container or "
