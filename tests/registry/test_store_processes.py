@@ -16,7 +16,7 @@ from support.oracle import STARTS_PROCESSES
 pytestmark = [STARTS_PROCESSES, pytest.mark.slow]
 
 WRITER = """
-path, name, count = sys.argv[1], sys.argv[2], parent_id
+path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 registry = open_registry(path)
 for _ in range(count):
     number = int(sys.argv[4]) * 100 + _
