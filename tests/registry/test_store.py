@@ -195,8 +195,21 @@ def test_tensors_without_their_database_are_not_taken_for_leftovers(tmp_path):
     filled(tmp_path)
     (tmp_path / "registry.sqlite").unlink()
     (tmp_path / "registry.sqlite-wal").unlink(missing_ok=True)
-    with pytest.raises(RegistryError, match=r"registry\.sqlite is missing; restore it"):
+    with pytest.raises(RegistryError, match=r"registry\.sqlite is missing or empty; restore it"):
         open_registry(tmp_path)
+    assert len(files(tmp_path)) == 4
+
+
+def test_an_empty_database_beside_tensors_is_not_taken_for_a_new_registry(tmp_path):
+    filled(tmp_path)
+    empty = sqlite3.connect(tmp_path / "empty.sqlite")
+    empty.execute("PRAGMA journal_mode = WAL")
+    empty.close()
+    for content in (b"", (tmp_path / "empty.sqlite").read_bytes()):
+        (tmp_path / "registry.sqlite").write_bytes(content)
+        with pytest.raises(RegistryError, match=r"registry\.sqlite is missing or empty; restore it"):
+            open_registry(tmp_path)
+        assert (tmp_path / "registry.sqlite").read_bytes() == content
     assert len(files(tmp_path)) == 4
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +83,9 @@ _inherited: list[Any] = []
 class Database:
     """Transactions on one database, from any thread, and in the children of a fork."""
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, lost: Callable[[], RegistryError | None] = lambda: None):
         self.path = path
+        self._lost = lost  # the error if a new database would take the place of one that was lost
         self._process = os.getpid()
         self._connections: dict[str, sqlite3.Connection] = {}
         self._held_for_fork: list[Any] = []
@@ -191,6 +192,10 @@ class Database:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         if self._is_ours(connection):
             return
+        if (error := self._lost()) is not None:
+            if self._is_ours(connection):  # another process was faster, and has written files since
+                return
+            raise error
         _patiently(connection, "PRAGMA journal_mode = WAL")
         try:
             _patiently(connection, "BEGIN IMMEDIATE")

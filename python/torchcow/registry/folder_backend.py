@@ -40,16 +40,22 @@ class FolderBackend:
 
     def __init__(self, path: Path, structures: Mapping[str, Structure] | None, create: bool):
         tensors, database = path / "tensors", path / DATABASE
+
+        def lost_database() -> RegistryError | None:
+            if not any(tensors.glob("*.safetensors")):
+                return None
+            return RegistryError(
+                f"{path}: files with tensors are here, but {DATABASE} is missing or empty; restore it from a backup. "
+                "Nothing was changed"
+            )
+
         if not database.exists():
             if not create:
                 raise RegistryError(f"{path}: there is no registry here ({DATABASE} is missing)")
-            if any(tensors.glob("*.safetensors")):
-                raise RegistryError(
-                    f"{path}: files with tensors are here, but {DATABASE} is missing; restore it from a backup. "
-                    "Nothing was changed"
-                )
+            if (error := lost_database()) is not None:
+                raise error
             path.mkdir(parents=True, exist_ok=True)
-        self.database = Database(database)
+        self.database = Database(database, lost_database)
         self.files = Files(tensors)
         self.cache = Cache(structures)
         self._loading = Lock()
