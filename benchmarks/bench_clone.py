@@ -35,7 +35,7 @@ def test_models(name, form, compare, record):
     if form == "quick" and name in zoo.LARGE:
         pytest.skip("measured by the full form")
     case = zoo.CASES[name](form == "tiny")
-    # torch's lazy clones refuse memory that torchcow shares, and pickling un-shares: each has a model of its own.
+    # torch's lazy clones refuse memory that torchcow shares, and pickling materializes it: each has a model of its own.
     plain = copy.deepcopy(case.model)
     candidates = {}
     for title, baseline in baselines.available().items():

@@ -23,7 +23,7 @@ def save_delta(clone: Any, base: Any, path: str | os.PathLike[str]) -> list[str]
     """Write the differences of ``clone`` from ``base``: the tensors that differ, bit by bit, and all other values.
 
     The file is a safetensors file without pickle. It is written beside ``path`` and renamed when it is complete, so an
-    existing file stays intact until then. All tensors of ``base`` are read once, by operators; no tensor is un-shared.
+    existing file stays intact until then. All tensors of ``base`` are read once, by operators; shared ones stay shared.
 
     Args:
         clone: a module, or modules, optimizers and plain data in a dict or another plain object.

@@ -1,4 +1,4 @@
-"""The fingerprint of a tensor: SHA-256 over dtype, shape and bytes, read in small pieces that un-share nothing."""
+"""The fingerprint of a tensor: SHA-256 over dtype, shape and bytes, read in small pieces by operators."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def write(
     Args:
         path: where the file goes. It is written beside it, synchronized, and renamed.
         kind: what the file is for; :class:`TensorFile` refuses another kind.
-        tensors: by name; none of them is un-shared.
+        tensors: by name; shared ones stay shared.
         fingerprints: of the tensors, by name.
         info: JSON-able.
 
