@@ -20,8 +20,7 @@ target_include_directories(torchcow_torch SYSTEM INTERFACE
 target_compile_definitions(torchcow_torch INTERFACE
   _GLIBCXX_USE_CXX11_ABI=${torch_cxx11_abi}
   TORCHCOW_TORCH_VERSION="${TORCHCOW_TORCH_VERSION}"
-  # c10::Stream::is_capturing came with the write hook.
-  TORCHCOW_STREAM_TELLS_CAPTURE=$<VERSION_GREATER_EQUAL:${TORCHCOW_TORCH_VERSION},2.13>)
+  # StorageImpl::set_materializer and c10::Stream::is_capturing came together.
+  TORCHCOW_TORCH_HAS_MATERIALIZER=$<VERSION_GREATER_EQUAL:${TORCHCOW_TORCH_VERSION},2.13>)
 target_link_directories(torchcow_torch INTERFACE ${torch_dir}/lib)
 target_link_libraries(torchcow_torch INTERFACE c10 torch_cpu)
-set(TORCHCOW_TORCH_LIB_DIR ${torch_dir}/lib)

@@ -3,6 +3,7 @@
 #include "engine_state.h"
 #include "materialize.h"
 #include "stream_order.h"
+#include "torch_internals.h"
 #include "write_hook.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -144,15 +145,7 @@ class BarrierKernel final : public c10::OperatorKernel {
   OperatorTraits traits_;
 };
 
-/// `OperatorHandle::operatorDef_`, which torch keeps to itself: a listener runs under the dispatcher's
-/// lock, so it cannot use the public registration, which takes that lock. Naming a private member in an
-/// explicit instantiation is legal C++.
-template <auto Member>
-struct Expose {
-  friend auto operator_definition(const c10::OperatorHandle& op) { return op.*Member; }
-};
-auto operator_definition(const c10::OperatorHandle& op);
-template struct Expose<&c10::OperatorHandle::operatorDef_>;
+using torch_internals::operator_definition;
 
 class CoverOperators final : public c10::OpRegistrationListener {
  public:

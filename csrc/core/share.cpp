@@ -7,13 +7,12 @@
 #include "host_pages.h"
 #include "materialize.h"
 #include "numpy_mark.h"
+#include "torch_internals.h"
 #include "verify.h"
 #include "write_hook.h"
 #include "writing.h"
 
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/impl/COW.h>
-#include <c10/core/impl/COWDeleter.h>
 
 #include <atomic>
 #include <bitset>
@@ -40,7 +39,7 @@ bool own_memory(const c10::StorageImpl& storage) {
 /// Why a storage that is no sharer yet may not become one.
 Reason refusal_reason(c10::StorageImpl& storage) {
   if (captured::is_marked(storage)) return Reason::capture;
-  if (write_hook::deleter_of(storage) == &c10::impl::cow::cow_deleter) return Reason::hook;
+  if (torch_internals::is_torch_copy_on_write(write_hook::deleter_of(storage))) return Reason::hook;
   if (!own_memory(storage)) return Reason::foreign;
   // One tensor holds it; the base of an array is another one.
   if (numpy_mark::is_set(storage) && c10::raw::intrusive_ptr::use_count(&storage) > 1 + python_references(storage))

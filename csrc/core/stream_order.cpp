@@ -32,7 +32,7 @@ std::optional<c10::Stream> default_stream(c10::Device device) noexcept {
 
 bool capturing(const c10::Stream& stream) {
   if (auto* kernels = device_kernels(stream.device_type())) return kernels->capturing(stream);
-#if TORCHCOW_STREAM_TELLS_CAPTURE
+#if TORCHCOW_TORCH_HAS_MATERIALIZER
   return stream.is_capturing();
 #else
   return false;

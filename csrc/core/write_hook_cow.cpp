@@ -1,5 +1,6 @@
 #include "engine_state.h"
 #include "retire.h"
+#include "torch_internals.h"
 #include "write_hook.h"
 
 #include <c10/core/impl/COW.h>
@@ -66,31 +67,14 @@ namespace {
 
 Handlers handlers{};
 
-using Context = c10::impl::cow::COWDeleterContext;
-using Count = std::atomic<std::int64_t>;
+using Context = torch_internals::CowContext;
 using Memory = std::unique_ptr<void, c10::DeleterFnPtr>;
 
-/// Naming a private member in an explicit instantiation is legal C++.
-template <auto Data, auto Refcount, auto Mutex, auto Flag>
-struct Expose {
-  friend Memory& memory_of(Context& context) { return context.*Data; }
-  friend Count& count_of(Context& context) { return context.*Refcount; }
-  friend std::shared_mutex& mutex_of(Context& context) { return context.*Mutex; }
-  friend bool& flag_of(c10::StorageImpl& storage) { return storage.*Flag; }
-};
-Memory& memory_of(Context& context);
-Count& count_of(Context& context);
-std::shared_mutex& mutex_of(Context& context);
-bool& flag_of(c10::StorageImpl& storage);
-template struct Expose<&Context::data_, &Context::refcount_, &Context::mutex_,
-                       &c10::StorageImpl::has_mutable_data_ptr_check_>;
-
-template <auto Pointer, auto Data>
-struct ExposeAddress {
-  friend void*& address_of(c10::DataPtr& data) { return (data.*Pointer).*Data; }
-};
-void*& address_of(c10::DataPtr& data);
-template struct ExposeAddress<&c10::DataPtr::ptr_, &c10::detail::UniqueVoidPtr::data_>;
+using torch_internals::address_of;
+using torch_internals::count_of;
+using torch_internals::flag_of;
+using torch_internals::memory_of;
+using torch_internals::mutex_of;
 
 /// What the Hook itself holds of its context's count; each DataPtr adds one.
 constexpr std::int64_t endless = std::int64_t{1} << 40;
