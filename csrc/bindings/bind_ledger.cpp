@@ -42,7 +42,7 @@ py::list event_list(bool clear) {
 py::object tensor_cause(const at::Tensor& tensor) {
   auto* storage = storage_of(tensor);
   if (storage == nullptr) return py::none();
-  auto event = cause_of(*storage);
+  auto event = last_event(*storage);
   if (!event && tiny(storage->device(), storage->nbytes())) {  // not remembered, as it can be seen
     event.emplace(Kind::eager, Way::eager, Reason::tiny, "torchcow.clone", storage->nbytes(), storage->device(),
                   storage);

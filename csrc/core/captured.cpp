@@ -1,11 +1,10 @@
 #include "captured.h"
 
 #include "engine_state.h"
+#include "storage_table.h"
 
 #include <atomic>
-#include <unordered_map>
-#include <utility>
-#include <vector>
+#include <mutex>
 
 namespace torchcow::captured {
 
@@ -13,13 +12,8 @@ namespace {
 
 std::atomic<bool> noted{false};
 
-using Marked = std::unordered_map<const c10::StorageImpl*, WeakStorage>;
-
-/// The weak references keep the addresses from meaning other storages. Made when the library is loaded, as `is_marked`
-/// may not throw; lives until the process ends.
-Marked& marked = *new Marked();
-
-std::size_t prune_at = 256;
+/// Made when the library is loaded, as `is_marked` may not throw; lives until the process ends.
+StorageTable<bool>& marks = *new StorageTable<bool>();
 
 }  // namespace
 
@@ -28,21 +22,12 @@ void note() noexcept { noted = true; }
 bool take_note() noexcept { return noted.exchange(false); }
 
 void mark(c10::StorageImpl& storage) {
-  std::vector<WeakStorage> dead;  // freed without the mutex
-  WeakStorage reference(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(&storage));
+  StorageTable<bool>::Removed removed;  // destroyed without the mutex
   std::lock_guard lock(engine().mutex);
-  if (marked.size() >= prune_at) {
-    for (auto entry = marked.begin(); entry != marked.end();) {
-      const auto here = entry++;
-      if (here->second.use_count() > 0) continue;
-      dead.push_back(std::move(here->second));
-      marked.erase(here);
-    }
-    prune_at = 2 * marked.size() + 256;
-  }
-  marked.emplace(&storage, std::move(reference));
+  removed = marks.remove_dead();
+  marks.insert(storage, true);
 }
 
-bool is_marked(const c10::StorageImpl& storage) noexcept { return marked.contains(&storage); }
+bool is_marked(const c10::StorageImpl& storage) noexcept { return marks.find(&storage) != nullptr; }
 
 }  // namespace torchcow::captured

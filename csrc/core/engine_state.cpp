@@ -2,6 +2,7 @@
 
 #include "fork.h"
 #include "host_pages.h"
+#include "intrusive_list.h"
 #include "stream_order.h"
 
 #include <chrono>
@@ -37,18 +38,6 @@ void after_fork_in_child() {
 const AtFork at_fork(ForkStage::engine,
                      {.before = &before_fork, .in_parent = &after_fork_in_parent, .in_child = &after_fork_in_child});
 
-void push(Block*& list, Block& block) noexcept {
-  block.previous = nullptr;
-  block.next = list;
-  if (list != nullptr) list->previous = &block;
-  list = &block;
-}
-
-void drop(Block*& list, Block& block) noexcept {
-  (block.previous != nullptr ? block.previous->next : list) = block.next;
-  if (block.next != nullptr) block.next->previous = block.previous;
-}
-
 }  // namespace
 
 EngineState& engine() noexcept {
@@ -71,17 +60,17 @@ void Garbage::add(Sharer& sharer) noexcept { sharer.next = std::exchange(sharers
 
 void EngineState::add(Block& block) noexcept {
   block.id = next_id++;
-  push(blocks, block);
+  push_front(blocks, block);
   if (++block_count == 1) host::keep_freed(true);
 }
 
 void EngineState::remove(Block& block) noexcept {
-  drop(blocks, block);
+  remove_from(blocks, block);
   if (--block_count == 0) host::keep_freed(false);
 }
 
-void EngineState::add_retired(Block& block) noexcept { push(retired, block); }
-void EngineState::remove_retired(Block& block) noexcept { drop(retired, block); }
+void EngineState::add_retired(Block& block) noexcept { push_front(retired, block); }
+void EngineState::remove_retired(Block& block) noexcept { remove_from(retired, block); }
 
 void wait_for_claims(std::unique_lock<std::mutex>& lock) {
   auto& self = engine();

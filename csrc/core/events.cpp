@@ -1,44 +1,37 @@
 #include "events.h"
 
 #include "fork.h"
-#include "storage.h"
+#include "storage_table.h"
 
-#include <algorithm>
 #include <deque>
 #include <mutex>
 #include <new>
-#include <unordered_map>
+#include <utility>
 
 namespace torchcow {
 
 namespace {
 
 struct LastEvent {
-  WeakStorage storage;
-  std::uint64_t first;  ///< number of its first event; those before it were of another storage at that address
+  std::uint64_t first;  ///< number of the storage's first event; those before it were of another one at that address
   Event event;
 };
 
-/// So many are kept before anybody looks which of them are of the dead.
-constexpr std::size_t fewest_causes = 256;
-
-using Causes = std::unordered_map<const c10::StorageImpl*, LastEvent>;
+using LastEvents = StorageTable<LastEvent>;
 
 struct Ring {
   std::mutex mutex;
   std::deque<Event> events;
   std::uint64_t recorded = 0;
   std::size_t forgotten = 0;
-  Causes causes;
-  std::size_t trim_causes_at = fewest_causes;
+  LastEvents last_events;
 
   void remember(c10::StorageImpl& storage, const Event& event) {
-    const auto known = causes.find(&storage);
-    if (known != causes.end()) {
-      known->second.event = event;
-      return;
+    if (auto* last = last_events.find(&storage)) {
+      last->event = event;
+    } else {
+      last_events.insert(storage, {recorded, event});
     }
-    causes.emplace(&storage, LastEvent{weak_reference(storage), recorded, event});
   }
 };
 
@@ -148,37 +141,32 @@ std::vector<Event> events(bool clear) {
   auto number = self.recorded - copy.size();
   for (auto& event : copy) {
     ++number;
-    const auto known = self.causes.find(event.storage);
-    if (known == self.causes.end() || number < known->second.first) event.storage = nullptr;
+    const auto* last = self.last_events.find(event.storage);
+    if (last == nullptr || number < last->first) event.storage = nullptr;
   }
   if (clear) self.events.clear();
   return copy;
 }
 
-std::optional<Event> cause_of(const c10::StorageImpl& storage) {
+std::optional<Event> last_event(const c10::StorageImpl& storage) {
   auto& self = ring();
   std::lock_guard lock(self.mutex);
-  const auto known = self.causes.find(&storage);
-  return known != self.causes.end() ? std::optional(known->second.event) : std::nullopt;
+  const auto* last = self.last_events.find(&storage);
+  return last != nullptr ? std::optional(last->event) : std::nullopt;
 }
 
-void trim_causes() {
-  std::vector<Causes::node_type> dead;  // a storage's struct may go with its last weak reference: not under the mutex
+void trim_last_events() {
+  LastEvents::Removed removed;  // destroyed without the mutex
   auto& self = ring();
   std::lock_guard lock(self.mutex);
-  if (self.causes.size() < self.trim_causes_at) return;
-  for (auto entry = self.causes.begin(); entry != self.causes.end();) {
-    const auto here = entry++;
-    if (here->second.storage.use_count() == 0) dead.push_back(self.causes.extract(here));
-  }
-  self.trim_causes_at = std::max(fewest_causes, 2 * self.causes.size());
+  removed = self.last_events.remove_dead();
 }
 
-void forget_causes() {
-  Causes causes;
+void forget_last_events() {
+  LastEvents removed;
   auto& self = ring();
   std::lock_guard lock(self.mutex);
-  causes.swap(self.causes);
+  std::swap(removed, self.last_events);
 }
 
 std::size_t forgotten_events() {

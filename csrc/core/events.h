@@ -12,11 +12,15 @@
 
 /// Events: what was copied, when, and why.
 ///
-/// Each materialization and each copy made at clone time is an event. Events are kept in a ring of
-/// `event_capacity`; older ones are forgotten, and counted, and so are those for which there is no memory.
+/// Each materialization and each eager copy is an event. The last `event_capacity` events are kept in a ring. Older
+/// events are forgotten but counted, and so are events for which there is no memory.
 ///
-/// Beside the ring stands, for each storage that lives, the last event that gave it memory of its own: its *cause*. A
-/// weak reference keeps the address of such a storage from meaning another one.
+/// For each live storage, the *last event* is kept: the one that gave it memory of its own.
+///
+/// Invariant: an event names a storage only while that address can mean no other storage.
+///
+/// Ownership: storages are held weakly. Threads: any; the ring has a mutex, which may be taken under the engine's.
+/// Failure: `record` cannot fail.
 
 namespace torchcow {
 
@@ -68,7 +72,7 @@ struct Event {
 
 inline constexpr std::size_t event_capacity = 1 << 16;
 
-/// `storage`: which one has memory of its own now; null where nobody will ask for its cause.
+/// `storage`: which one has memory of its own now; null where nobody will ask for its last event.
 void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
             c10::StorageImpl* storage = nullptr) noexcept;
 
@@ -76,13 +80,13 @@ void record(Kind kind, Way way, Reason reason, std::string_view operator_name, s
 std::vector<Event> events(bool clear);
 
 /// The last event of `storage`, if it has one and that is remembered.
-std::optional<Event> cause_of(const c10::StorageImpl& storage);
+std::optional<Event> last_event(const c10::StorageImpl& storage);
 
-/// Forgets the causes of storages that have died, now and then. Call without any lock.
-void trim_causes();
+/// Forgets the last events of storages that have died, now and then. Call without any lock.
+void trim_last_events();
 
 /// Tests: forgets all of them.
-void forget_causes();
+void forget_last_events();
 
 /// How many events were forgotten.
 [[nodiscard]] std::size_t forgotten_events();

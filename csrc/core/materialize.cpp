@@ -80,7 +80,7 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
                 "torchcow: a tensor was written while it was being materialized in the same thread");
     if (sharer == nullptr) {
       // Before the mutex is given up: a clone that arms the storage must know.
-      write_hook::came_late(*target.storage, from_hook);
+      write_hook::lost_race(*target.storage, from_hook);
       continue;
     }
     sharer->claimed = true;

@@ -250,7 +250,7 @@ bool SharingCall::answers_for(const c10::StorageImpl& storage) const {
 
 SharingCall::SharingCall() : number_(++last_call) {
   write_hook::sweep();
-  trim_causes();
+  trim_last_events();
 }
 
 SharingCall::~SharingCall() {

@@ -13,9 +13,9 @@
 /// for a mutable pointer, `Handlers::first_write` runs before the pointer is handed out; if that
 /// throws, the storage stays armed. When the storage drops its DataPtr, `Handlers::dropped` runs.
 ///
-/// Threads: arm, move and reseat are called with the engine's mutex held, and change the storage so that
-/// a thread that reads it at this moment sees either the old or the new address. Both addresses are
-/// valid then (I3).
+/// Ownership: an armed storage owns its sharer, by its DataPtr. Threads: arm, move and reseat are called with the
+/// engine's mutex held. They change the storage so that a thread that reads it at this moment sees either the old or
+/// the new address, and both are valid then (I3). Failure: all that can fail is in `prepare`.
 
 namespace torchcow::write_hook {
 
@@ -34,33 +34,31 @@ struct Handlers {
 /// Once, before the first storage is armed.
 void install(const Handlers& handlers);
 
-/// The sharer of an armed storage, or nullptr. Call with the engine's mutex held, or take the answer
-/// as a hint: a storage for which nobody races does not change its state.
+/// The sharer of an armed storage, or nullptr. Without the engine's mutex the answer is a hint.
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept;
 
 /// A hint that needs no lock, and never misses a sharer: it may say yes while the storage is being reseated.
 bool looks_armed(const c10::StorageImpl& storage) noexcept;
 
-/// A writer found no sharer: another thread was first, or nobody was needed. `from_hook`: it came through the
-/// hook, and torch has not finished there. Call with the engine's mutex held.
-void came_late(c10::StorageImpl& storage, bool from_hook);
+/// The writer found no sharer: another thread materialized the storage first, or it was never shared. `from_hook`: the
+/// writer came through the hook, and torch has not finished there. Call with the engine's mutex held.
+void lost_race(c10::StorageImpl& storage, bool from_hook);
 
-/// May the storage be armed? Not while another thread is on its way out of the hook (then: try again),
-/// and never when somebody else's hook sits there.
+/// May the storage be armed? busy: not yet, as another thread is on its way out of the hook; retry. occupied: never, as
+/// a hook of other code is on the storage.
 enum class Readiness { ready, busy, occupied };
 Readiness readiness(c10::StorageImpl& storage) noexcept;
 
-/// Whatever can fail in arming `storage`, ahead of it. Call with the engine's mutex held.
+/// Does in advance whatever can fail in arming `storage`. Call with the engine's mutex held.
 void prepare(c10::StorageImpl& storage);
 
 /// Arms a prepared `storage` for `sharer`; returns the memory that it owned (empty for a new clone's storage).
 c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept;
 
-/// Makes an armed `storage` read what `sharer` reads. The sharer that it had is the caller's to take off its block.
+/// Makes an armed `storage` read what `sharer` reads. The caller takes its former sharer off its block.
 void move(c10::StorageImpl& storage, Sharer& sharer) noexcept;
 
-/// Lets an armed `storage` hand out mutable pointers without a word until `resume` (reading.h). It stays a sharer, and
-/// looks armed.
+/// Disables the hook of an armed `storage` until `resume` (reading.h). The storage remains a sharer, and looks armed.
 void suspend(c10::StorageImpl& storage) noexcept;
 void resume(c10::StorageImpl& storage) noexcept;
 
@@ -74,8 +72,8 @@ c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept;
 /// The deleter of the storage's memory, whatever this hook has put around it.
 c10::DeleterFnPtr deleter_of(const c10::StorageImpl& storage) noexcept;
 
-/// Drops sharers whose storages have left without a call, and the memory of such storages (2.11 and 2.12 do not
-/// always tell).
+/// Drops sharers whose storages have left without a call, and the memory of such storages: torch 2.11 and 2.12 do not
+/// notify the hook of each resize.
 void sweep();
 
 }  // namespace torchcow::write_hook

@@ -378,7 +378,7 @@ bool looks_armed(const c10::StorageImpl& storage) noexcept {
          table_of(mutable_storage) == hooked_table();
 }
 
-void came_late(c10::StorageImpl& storage, bool from_hook) {
+void lost_race(c10::StorageImpl& storage, bool from_hook) {
   if (from_hook) return;
   if (auto* hook = hook_of(storage)) hook->settle();
 }

@@ -1,7 +1,6 @@
 #include "write_hook.h"
 
-#include <mutex>
-#include <vector>
+#include "storage_table.h"
 
 namespace torchcow::write_hook {
 
@@ -19,13 +18,12 @@ void on_drop(void* context) {
   handlers.dropped(sharer);
 }
 
-/// Storages whose hook may still be cleared by a thread that came second to a first write. torch clears
+/// Storages whose hook may still be cleared by a thread that lost the race for a first write. torch clears
 /// the hook after the call returned: if the storage were armed again in between, that clear would
 /// remove the new hook. They are not armed again, as nothing tells when that thread is through.
-std::vector<WeakStorage>& late_clears() {
-  static auto* list = new std::vector<WeakStorage>();
-  return *list;
-}
+///
+/// Made when the library is loaded, as `readiness` may not throw; lives until the process ends.
+StorageTable<bool>& late_clears = *new StorageTable<bool>();
 
 c10::DataPtr pointer_to(Sharer& sharer) {
   return {const_cast<void*>(sharer.data()), &sharer, &on_drop, sharer.block->device()};
@@ -35,10 +33,7 @@ void on_first_write(c10::StorageImpl* storage) { handlers.first_write(storage); 
 
 }  // namespace
 
-void install(const Handlers& engine_handlers) {
-  handlers = engine_handlers;
-  late_clears();  // made now: `readiness` may not throw
-}
+void install(const Handlers& engine_handlers) { handlers = engine_handlers; }
 
 Sharer* sharer_of(const c10::StorageImpl& storage) noexcept {
   const auto& data = const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks();
@@ -50,19 +45,14 @@ bool looks_armed(const c10::StorageImpl& storage) noexcept {
   return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get_deleter() == &on_drop;
 }
 
-void came_late(c10::StorageImpl& storage, bool from_hook) {
+void lost_race(c10::StorageImpl& storage, bool from_hook) {
   if (!from_hook) return;
-  late_clears().push_back(weak_reference(storage));
+  static_cast<void>(late_clears.remove_dead());  // structs without memory or hook: freeing them calls nothing
+  late_clears.insert(storage, true);
 }
 
 Readiness readiness(c10::StorageImpl& storage) noexcept {
-  auto& late = late_clears();
-  if (!late.empty()) {
-    std::erase_if(late, [](const WeakStorage& entry) { return entry.use_count() == 0; });
-    for (auto& entry : late) {
-      if (entry._unsafe_get_target() == &storage) return Readiness::occupied;
-    }
-  }
+  if (late_clears.find(&storage) != nullptr) return Readiness::occupied;
   return storage.has_materializer() ? Readiness::busy : Readiness::ready;
 }
 

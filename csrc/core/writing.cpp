@@ -2,8 +2,9 @@
 
 #include "engine_state.h"
 #include "fork.h"
+#include "intrusive_list.h"
 
-#include <algorithm>
+#include <utility>
 
 namespace torchcow {
 
@@ -24,7 +25,7 @@ struct Slots {
 
 // All guarded by the engine's mutex; the atomics within are read by it and written by their owners.
 Slots* all_slots = nullptr;
-WritingScope* listed_scopes = nullptr;
+ListedWrites* listed = nullptr;
 
 // A plain pointer: the child of a fork asks for it under the mutex, where no Slots can be constructed.
 thread_local Slots* own_slots = nullptr;
@@ -32,16 +33,13 @@ thread_local Slots* own_slots = nullptr;
 Slots::Slots() {
   own_slots = this;
   std::lock_guard lock(engine().mutex);
-  next = all_slots;
-  if (next != nullptr) next->previous = this;
-  all_slots = this;
+  push_front(all_slots, *this);
 }
 
 Slots::~Slots() {
   own_slots = nullptr;
   std::lock_guard lock(engine().mutex);
-  (previous != nullptr ? previous->next : all_slots) = next;
-  if (next != nullptr) next->previous = previous;
+  remove_from(all_slots, *this);
 }
 
 Slots& slots() noexcept {
@@ -49,11 +47,23 @@ Slots& slots() noexcept {
   return mine;
 }
 
+/// In the child of a fork the other threads' announcements have no owner.
+void forget_other_writers() {
+  all_slots = nullptr;
+  if (own_slots != nullptr) push_front(all_slots, *own_slots);
+  for (auto* writes = std::exchange(listed, nullptr); writes != nullptr;) {
+    auto* current = std::exchange(writes, writes->next);
+    if (own_slots != nullptr && current->thread == own_slots) push_front(listed, *current);
+  }
+}
+
+const AtFork at_fork(ForkStage::writing, {.in_child = &forget_other_writers});
+
 }  // namespace
 
-WritingScope::WritingScope(c10::ArrayRef<WriteTarget> targets) noexcept : targets_(targets) {
+WritingScope::WritingScope(c10::ArrayRef<WriteTarget> targets) noexcept : writes_{.targets = targets} {
   auto& mine = slots();
-  thread_ = &mine;
+  writes_.thread = &mine;
   if (targets.size() <= slot_count - mine.used) {
     first_slot_ = mine.used;
     for (const auto& target : targets) {
@@ -64,9 +74,7 @@ WritingScope::WritingScope(c10::ArrayRef<WriteTarget> targets) noexcept : target
   }
   listed_ = true;
   std::lock_guard lock(engine().mutex);
-  next_ = listed_scopes;
-  if (next_ != nullptr) next_->previous_ = this;
-  listed_scopes = this;
+  push_front(listed, writes_);
 }
 
 WritingScope::~WritingScope() {
@@ -77,8 +85,7 @@ WritingScope::~WritingScope() {
     return;
   }
   std::lock_guard lock(engine().mutex);
-  (previous_ != nullptr ? previous_->next_ : listed_scopes) = next_;
-  if (next_ != nullptr) next_->previous_ = previous_;
+  remove_from(listed, writes_);
 }
 
 bool being_written(const c10::StorageImpl& storage) noexcept {
@@ -88,28 +95,12 @@ bool being_written(const c10::StorageImpl& storage) noexcept {
       if (slot.load(std::memory_order_acquire) == &storage) return true;
     }
   }
-  for (auto* scope = listed_scopes; scope != nullptr; scope = scope->next_) {
-    for (const auto& target : scope->targets_) {
+  for (const auto* writes = listed; writes != nullptr; writes = writes->next) {
+    for (const auto& target : writes->targets) {
       if (target.storage == &storage) return true;
     }
   }
   return false;
 }
-
-void forget_other_writers() noexcept {
-  all_slots = own_slots;
-  if (own_slots != nullptr) own_slots->next = own_slots->previous = nullptr;
-  auto** end = &listed_scopes;
-  WritingScope* last = nullptr;
-  for (auto* scope = listed_scopes; scope != nullptr; scope = scope->next_) {
-    if (own_slots == nullptr || scope->thread_ != own_slots) continue;
-    scope->previous_ = last;
-    *end = last = scope;
-    end = &scope->next_;
-  }
-  *end = nullptr;
-}
-
-const AtFork at_fork(ForkStage::writing, {.in_child = [] { forget_other_writers(); }});
 
 }  // namespace torchcow

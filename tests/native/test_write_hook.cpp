@@ -262,7 +262,7 @@ TEST_P(WriteHook, MemoryIsTakenOutAndOutlivesTheStorage) {
     auto taken = storage_impl(copy).set_data_ptr(c10::GetCPUAllocator()->allocate(400));
     const auto* address = taken.get();
     EXPECT_EQ(totals().sharers, 0U);
-    if (!remembered) forget_causes();
+    if (!remembered) forget_last_events();
     copy.reset();
     const auto other = numbers(100).mul(2);
     const auto holder = at::zeros({100});

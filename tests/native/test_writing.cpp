@@ -104,7 +104,7 @@ TEST_F(Writing, AThreadThatNeverWroteMayFork) {
   }));
 }
 
-// Broken by: no `forget_other_writers`: in the child the parent's other writers write for ever.
+// Broken by: no handler in writing.cpp: in the child the parent's other writers write for ever.
 TEST_F(Writing, WritersOfTheParentDoNotExistInTheChild) {
   const auto tensor = numbers(100);
   const WriteTarget target{&storage_impl(tensor)};
