@@ -1,26 +1,26 @@
 #pragma once
 
-// The checksum of a range of bytes, defined once for processors and devices.
-//
-// `verify` must notice that somebody changed a block that nobody may change, and must do so without a second copy of
-// it. A block may lie in CPU memory today and be summed by thousands of device threads tomorrow, so the definition has
-// to give one answer in any order of evaluation:
-//
-//   checksum(range) = checksum_finish(sum over i of checksum_word(word i, i), bytes)        all modulo 2^64
-//
-// where word i is the i-th group of eight bytes, little-endian, the last one padded with zeros.
-//
-// Why this function: addition makes it order-independent; the index inside makes it position-dependent; for a fixed
-// index `checksum_word` is a bijection, so a change confined to one word is *always* noticed. Both multiplications are
-// needed: with one, the sign bits of two words could change and cancel out half of the time. Other changes go unnoticed
-// about as often as a random 64-bit number repeats. It is no protection against an adversary.
-//
-// Plain functions without state: any thread, any stream, no failure. The file is compiled by nvcc too, hence no torch
-// in it.
-
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+/// The checksum of a range of bytes, defined once for processors and devices.
+///
+/// `verify` must notice that somebody changed a block that nobody may change, and must do so without a second copy of
+/// it. A block may lie in CPU memory today and be summed by thousands of device threads tomorrow, so the definition has
+/// to give one answer in any order of evaluation:
+///
+///   checksum(range) = checksum_finish(sum over i of checksum_word(word i, i), bytes)        all modulo 2^64
+///
+/// where word i is the i-th group of eight bytes, little-endian, the last one padded with zeros.
+///
+/// Why this function: addition makes it order-independent; the index inside makes it position-dependent; for a fixed
+/// index `checksum_word` is a bijection, so a change confined to one word is *always* noticed. Both multiplications are
+/// needed: with one, the sign bits of two words could change and cancel out half of the time. Other changes go
+/// unnoticed about as often as a random 64-bit number repeats. It is no protection against an adversary.
+///
+/// Plain functions without state: any thread, any stream, no failure. The file is compiled by nvcc too, hence no torch
+/// in it.
 
 #ifdef __CUDACC__
 #define TORCHCOW_EVERYWHERE __host__ __device__ __forceinline__

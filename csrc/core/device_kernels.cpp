@@ -1,6 +1,6 @@
-#include "core/device_kernels.h"
+#include "device_kernels.h"
 
-#include "core/checksum.h"
+#include "checksum.h"
 
 #include <c10/util/Exception.h>
 
@@ -10,9 +10,9 @@
 namespace torchcow {
 namespace {
 
-constexpr std::size_t kDeviceTypes = static_cast<std::size_t>(c10::COMPILE_TIME_MAX_DEVICE_TYPES);
+constexpr std::size_t device_type_count = static_cast<std::size_t>(c10::COMPILE_TIME_MAX_DEVICE_TYPES);
 
-std::array<std::atomic<DeviceKernels*>, kDeviceTypes> registered{};
+std::array<std::atomic<DeviceKernels*>, device_type_count> registered{};
 
 // One word at a time is about 17 instructions; the same loop compiled for wide registers is two to four times as fast.
 // Chosen by hand and not by target_clones, whose resolvers run before a sanitizer's runtime is ready.
@@ -44,7 +44,7 @@ void set_device_kernels(c10::DeviceType type, DeviceKernels* kernels) {
 
 DeviceKernels* device_kernels(c10::DeviceType type) noexcept {
   const auto index = static_cast<std::size_t>(type);
-  return index < kDeviceTypes ? registered[index].load(std::memory_order_acquire) : nullptr;
+  return index < device_type_count ? registered[index].load(std::memory_order_acquire) : nullptr;
 }
 
 std::uint64_t host_checksum(const void* data, std::size_t bytes) noexcept {

@@ -1,25 +1,5 @@
 #pragma once
 
-// The few bulk operations on device memory that torch has no operator for: copy many ranges in one launch, compare
-// ranges bit by bit, sum their checksums, and ask whether a stream is being captured into a graph.
-//
-// Why a seam: the core knows no CUDA. Whoever knows a device type registers a `DeviceKernels` for it, once, when the
-// extension is loaded; where none is registered the core does the same work through torch operators, more slowly. A
-// test registers one of its own and sees every call.
-//
-// Ownership: nobody owns the registered object; it lives as long as the process, because blocks are materialized until
-// the very end of it. Jobs and ranges are read during the call only; the memory they point to belongs to the caller.
-//
-// Threads: every member may be called from any thread, several at a time, with or without the GIL; none takes it.
-// Registration happens before use; a reader sees either no kernels or complete ones.
-//
-// Streams: everything is ordered on the stream that is passed. `copy` returns before its work is done. `equal` and
-// `checksums` wait on the host for their own work. None records events or tells an allocator about the stream: the
-// caller keeps the memory alive until the stream is past the call.
-//
-// Failure: c10::Error, with the device and the device's own words. A `copy` that threw may have written to any of its
-// destinations, and to nothing else.
-
 #include <c10/core/DeviceType.h>
 #include <c10/core/Stream.h>
 #include <c10/util/ArrayRef.h>
@@ -27,6 +7,26 @@
 #include <cstddef>
 #include <cstdint>
 #include <vector>
+
+/// The few bulk operations on device memory that torch has no operator for: copy many ranges in one launch, compare
+/// ranges bit by bit, sum their checksums, and ask whether a stream is being captured into a graph.
+///
+/// Why a seam: the core knows no CUDA. Whoever knows a device type registers a `DeviceKernels` for it, once, when the
+/// extension is loaded; where none is registered the core does the same work through torch operators, more slowly. A
+/// test registers one of its own and sees every call.
+///
+/// Ownership: nobody owns the registered object; it lives as long as the process, because blocks are materialized until
+/// the very end of it. Jobs and ranges are read during the call only; the memory they point to belongs to the caller.
+///
+/// Threads: every member may be called from any thread, several at a time, with or without the GIL; none takes it.
+/// Registration happens before use; a reader sees either no kernels or complete ones.
+///
+/// Streams: everything is ordered on the stream that is passed. `copy` returns before its work is done. `equal` and
+/// `checksums` wait on the host for their own work. None records events or tells an allocator about the stream: the
+/// caller keeps the memory alive until the stream is past the call.
+///
+/// Failure: c10::Error, with the device and the device's own words. A `copy` that threw may have written to any of its
+/// destinations, and to nothing else.
 
 namespace torchcow {
 

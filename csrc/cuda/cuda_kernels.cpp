@@ -1,7 +1,7 @@
-#include "cuda/cuda_kernels.h"
+#include "cuda_kernels.h"
 
-#include "core/checksum.h"
-#include "cuda/job_table.h"
+#include "checksum.h"
+#include "job_table.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/core/StreamGuard.h>
@@ -17,15 +17,15 @@
 namespace torchcow {
 namespace {
 
+using cuda::chunk_bytes;
 using cuda::Driver;
 using cuda::JobTable;
-using cuda::kChunkBytes;
 using cuda::Kernel;
-using cuda::kTableJobs;
-using cuda::kThreads;
+using cuda::table_jobs;
+using cuda::threads_per_block;
 
 /// How much of a block the host looks at in one go when there are no kernels.
-constexpr std::size_t kStagingBytes = std::size_t{8} << 20;
+constexpr std::size_t staging_bytes = std::size_t{8} << 20;
 
 /// Collects jobs and hands over full tables; `launch(table, blocks)` returns false to stop.
 template <class Launch>
@@ -37,15 +37,11 @@ class TableFiller {
   }
 
   [[nodiscard]] bool add(const void* left, const void* right, std::size_t bytes) {
-    if (bytes == 0) {
-      return true;
-    }
-    const std::uint64_t chunks = (bytes - 1) / kChunkBytes + 1;
+    if (bytes == 0) return true;
+    const std::uint64_t chunks = (bytes - 1) / chunk_bytes + 1;
     constexpr std::uint64_t most = std::numeric_limits<std::int32_t>::max();
-    TORCH_CHECK(chunks <= most, "torchcow: expected a range of at most ", most * kChunkBytes, " bytes, got ", bytes);
-    if ((table_.count == kTableJobs || table_.first_chunk[table_.count] + chunks > most) && !flush()) {
-      return false;
-    }
+    TORCH_CHECK(chunks <= most, "torchcow: expected a range of at most ", most * chunk_bytes, " bytes, got ", bytes);
+    if ((table_.count == table_jobs || table_.first_chunk[table_.count] + chunks > most) && !flush()) return false;
     const std::uint32_t i = table_.count++;
     table_.left[i] = left;
     table_.right[i] = right;
@@ -55,9 +51,7 @@ class TableFiller {
   }
 
   [[nodiscard]] bool flush() {
-    if (table_.count == 0) {
-      return true;
-    }
+    if (table_.count == 0) return true;
     const bool launched = launch_(table_, table_.first_chunk[table_.count]);
     table_.count = 0;
     return launched;
@@ -81,7 +75,7 @@ void CudaKernels::copy(c10::ArrayRef<CopyJob> jobs, const c10::Stream& stream) {
   const Driver::Scope scope(driver_, device);
   TableFiller filler([&](JobTable& table, std::uint32_t blocks) {
     void* arguments[] = {&table};
-    return driver_.launch(Kernel::copy, blocks, kThreads, arguments, handle, device);
+    return driver_.launch(Kernel::copy, blocks, threads_per_block, arguments, handle, device);
   });
   const bool launched = std::all_of(jobs.begin(), jobs.end(),
                                     [&](const CopyJob& job) { return filler.add(job.dst, job.src, job.bytes); }) &&
@@ -89,9 +83,7 @@ void CudaKernels::copy(c10::ArrayRef<CopyJob> jobs, const c10::Stream& stream) {
   if (!launched) {
     // Doing a job twice is harmless: sources do not change, destinations are read by nobody yet.
     for (const CopyJob& job : jobs) {
-      if (job.bytes != 0) {
-        driver_.copy(job.dst, job.src, job.bytes, handle, device);
-      }
+      if (job.bytes != 0) driver_.copy(job.dst, job.src, job.bytes, handle, device);
     }
   }
 }
@@ -105,24 +97,20 @@ bool CudaKernels::equal(c10::ArrayRef<CompareJob> jobs, const c10::Stream& strea
   TableFiller filler([&](JobTable& table, std::uint32_t blocks) {
     void* differ = flag.get();
     void* arguments[] = {&table, &differ};
-    return driver_.launch(Kernel::compare, blocks, kThreads, arguments, handle, device);
+    return driver_.launch(Kernel::compare, blocks, threads_per_block, arguments, handle, device);
   });
   const bool launched =
       std::all_of(jobs.begin(), jobs.end(),
                   [&](const CompareJob& job) { return job.a == job.b || filler.add(job.a, job.b, job.bytes); }) &&
       filler.flush();
-  if (!launched) {
-    return equal_on_host(jobs, handle, device);
-  }
+  if (!launched) return equal_on_host(jobs, handle, device);
   unsigned differ = 0;
   driver_.read(&differ, flag.get(), sizeof(differ), handle, device);
   return differ == 0;
 }
 
 std::vector<std::uint64_t> CudaKernels::checksums(c10::ArrayRef<ByteRange> ranges, const c10::Stream& stream) {
-  if (ranges.empty()) {
-    return {};
-  }
+  if (ranges.empty()) return {};
   const c10::DeviceIndex device = stream.device_index();
   void* const handle = stream.native_handle();
   const std::size_t result_bytes = ranges.size() * sizeof(std::uint64_t);
@@ -131,20 +119,16 @@ std::vector<std::uint64_t> CudaKernels::checksums(c10::ArrayRef<ByteRange> range
   driver_.clear(memory.get(), result_bytes, handle, device);
   TableFiller filler([&](JobTable& table, std::uint32_t blocks) {
     void* arguments[] = {&table};
-    return driver_.launch(Kernel::checksum, blocks, kThreads, arguments, handle, device);
+    return driver_.launch(Kernel::checksum, blocks, threads_per_block, arguments, handle, device);
   });
   bool launched = true;
   for (std::size_t i = 0; launched && i < ranges.size(); ++i) {
     launched = filler.add(ranges[i].data, static_cast<std::uint64_t*>(memory.get()) + i, ranges[i].bytes);
   }
-  if (!launched || !filler.flush()) {
-    return checksums_on_host(ranges, handle, device);
-  }
+  if (!launched || !filler.flush()) return checksums_on_host(ranges, handle, device);
   std::vector<std::uint64_t> result(ranges.size());
   driver_.read(result.data(), memory.get(), result_bytes, handle, device);
-  for (std::size_t i = 0; i < ranges.size(); ++i) {
-    result[i] = checksum_finish(result[i], ranges[i].bytes);
-  }
+  for (std::size_t i = 0; i < ranges.size(); ++i) result[i] = checksum_finish(result[i], ranges[i].bytes);
   return result;
 }
 
@@ -154,16 +138,14 @@ bool CudaKernels::capturing(const c10::Stream& stream) {
 }
 
 bool CudaKernels::equal_on_host(c10::ArrayRef<CompareJob> jobs, void* stream, c10::DeviceIndex device) {
-  std::vector<char> a(kStagingBytes);
-  std::vector<char> b(kStagingBytes);
+  std::vector<char> a(staging_bytes);
+  std::vector<char> b(staging_bytes);
   for (const CompareJob& job : jobs) {
-    for (std::size_t at = 0; at < job.bytes; at += kStagingBytes) {
-      const std::size_t bytes = std::min(kStagingBytes, job.bytes - at);
+    for (std::size_t at = 0; at < job.bytes; at += staging_bytes) {
+      const std::size_t bytes = std::min(staging_bytes, job.bytes - at);
       driver_.read(a.data(), static_cast<const char*>(job.a) + at, bytes, stream, device);
       driver_.read(b.data(), static_cast<const char*>(job.b) + at, bytes, stream, device);
-      if (std::memcmp(a.data(), b.data(), bytes) != 0) {
-        return false;
-      }
+      if (std::memcmp(a.data(), b.data(), bytes) != 0) return false;
     }
   }
   return true;
@@ -171,13 +153,13 @@ bool CudaKernels::equal_on_host(c10::ArrayRef<CompareJob> jobs, void* stream, c1
 
 std::vector<std::uint64_t> CudaKernels::checksums_on_host(c10::ArrayRef<ByteRange> ranges, void* stream,
                                                           c10::DeviceIndex device) {
-  std::vector<char> staging(kStagingBytes);
+  std::vector<char> staging(staging_bytes);
   std::vector<std::uint64_t> result;
   result.reserve(ranges.size());
   for (const ByteRange& range : ranges) {
     std::uint64_t sum = 0;
-    for (std::size_t at = 0; at < range.bytes; at += kStagingBytes) {
-      const std::size_t bytes = std::min(kStagingBytes, range.bytes - at);
+    for (std::size_t at = 0; at < range.bytes; at += staging_bytes) {
+      const std::size_t bytes = std::min(staging_bytes, range.bytes - at);
       driver_.read(staging.data(), static_cast<const char*>(range.data) + at, bytes, stream, device);
       sum += checksum_span(staging.data(), bytes, at / 8);
     }
@@ -194,9 +176,7 @@ std::atomic<const char*> not_installed{"install_cuda_kernels() was not called"};
 /// ROCm's torch calls its devices CUDA, but a HIP stream is nothing that libcuda could use.
 bool torch_is_rocm() noexcept {
   void* const library = dlopen("libc10_hip.so", RTLD_LAZY | RTLD_NOLOAD);
-  if (library != nullptr) {
-    dlclose(library);
-  }
+  if (library != nullptr) dlclose(library);
   return library != nullptr;
 }
 

@@ -1,21 +1,21 @@
 #pragma once
 
-// DeviceKernels for CUDA: the kernels of kernels.cu, or, where these cannot be had, the driver's own copies.
-//
-// There are two reasons to be without kernels (the extension was built without nvcc; the embedded code does not fit the
-// device or the driver) and neither takes an operation away: `copy` then enqueues one driver copy per job, `equal` and
-// `checksums` bring the bytes to the host piece by piece. The answers are the same, and `capturing` never needed a
-// kernel. Only without libcuda.so.1, or on a torch that has no CUDA, is nothing registered.
-//
-// Ownership, threads, streams and failure are those of core/device_kernels.h. Two additions:
-// - `equal` and `checksums` take a few bytes of device memory from torch's allocator, on the given stream, for their
-//   results; `copy` allocates nothing, because it must work when memory is short (job_table.h).
-// - They wait with whatever locks the caller holds, the GIL included.
-
-#include "core/device_kernels.h"
-#include "cuda/driver.h"
+#include "device_kernels.h"
+#include "driver.h"
 
 #include <string>
+
+/// DeviceKernels for CUDA: the kernels of kernels.cu, or, where these cannot be had, the driver's own copies.
+///
+/// There are two reasons to be without kernels (the extension was built without nvcc; the embedded code does not fit
+/// the device or the driver) and neither takes an operation away: `copy` then enqueues one driver copy per job, `equal`
+/// and `checksums` bring the bytes to the host piece by piece. The answers are the same, and `capturing` never needed a
+/// kernel. Only without libcuda.so.1, or on a torch that has no CUDA, is nothing registered.
+///
+/// Ownership, threads, streams and failure are those of core/device_kernels.h. Two additions:
+/// - `equal` and `checksums` take a few bytes of device memory from torch's allocator, on the given stream, for their
+///   results; `copy` allocates nothing, because it must work when memory is short (job_table.h).
+/// - They wait with whatever locks the caller holds, the GIL included.
 
 namespace torchcow {
 

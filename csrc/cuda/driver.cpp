@@ -1,4 +1,4 @@
-#include "cuda/driver.h"
+#include "driver.h"
 
 #include <c10/util/Exception.h>
 
@@ -15,12 +15,12 @@ namespace {
 
 using DevicePointer = unsigned long long;
 
-constexpr int kSuccess = 0;
-constexpr int kOutOfMemory = 2;
-constexpr int kCaptureImplicit = 906;
-constexpr int kCaptureModeRelaxed = 2;
+constexpr int success = 0;
+constexpr int out_of_memory = 2;
+constexpr int capture_implicit = 906;
+constexpr int capture_mode_relaxed = 2;
 
-constexpr std::array<const char*, 3> kKernelNames{"torchcow_copy", "torchcow_compare", "torchcow_checksum"};
+constexpr std::array<const char*, 3> kernel_names{"torchcow_copy", "torchcow_compare", "torchcow_checksum"};
 
 const void* fatbin() noexcept {
 #ifdef TORCHCOW_NO_FATBIN
@@ -57,15 +57,11 @@ struct Driver::Entries {
 
   Entries() noexcept : missing("libcuda.so.1 cannot be opened") {
     void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      return;
-    }
+    if (library == nullptr) return;
     missing.clear();
     const auto find = [&](auto& entry, const char* name) {
       entry = reinterpret_cast<std::remove_reference_t<decltype(entry)>>(dlsym(library, name));
-      if (entry == nullptr) {
-        missing = std::string("libcuda.so.1 has no ") + name;
-      }
+      if (entry == nullptr) missing = std::string("libcuda.so.1 has no ") + name;
     };
     find(get_error_name, "cuGetErrorName");
     find(get_error_string, "cuGetErrorString");
@@ -104,7 +100,7 @@ class RelaxedCapture {
 
  private:
   Exchange exchange_;
-  int mode_ = kCaptureModeRelaxed;
+  int mode_ = capture_mode_relaxed;
 };
 
 }  // namespace
@@ -125,18 +121,16 @@ std::string Driver::describe(int error) const {
 }
 
 void Driver::check(int error, const char* what, c10::DeviceIndex device) const {
-  if (C10_LIKELY(error == kSuccess)) {
-    return;
-  }
+  if (C10_LIKELY(error == success)) return;
   const std::string message =
       c10::str("torchcow: cannot ", what, " on cuda:", static_cast<int>(device), ": ", describe(error));
-  TORCH_CHECK_WITH(OutOfMemoryError, error != kOutOfMemory, message);
+  TORCH_CHECK_WITH(OutOfMemoryError, error != out_of_memory, message);
   TORCH_CHECK(false, message);
 }
 
 Driver::Device& Driver::at(c10::DeviceIndex device) {
-  TORCH_CHECK(device >= 0 && static_cast<std::size_t>(device) < kDevices,
-              "torchcow: expected a CUDA device index below ", kDevices, ", got ", static_cast<int>(device));
+  TORCH_CHECK(device >= 0 && static_cast<std::size_t>(device) < max_devices,
+              "torchcow: expected a CUDA device index below ", max_devices, ", got ", static_cast<int>(device));
   return devices_[static_cast<std::size_t>(device)];
 }
 
@@ -171,9 +165,7 @@ Driver::Scope::~Scope() {
 bool Driver::capturing(void* stream, c10::DeviceIndex device) const {
   int status = 0;
   const int error = entries_.stream_is_capturing(stream, &status);
-  if (error == kCaptureImplicit) {
-    return true;
-  }
+  if (error == capture_implicit) return true;
   check(error, "ask whether the stream is being captured", device);
   return status != 0;
 }
@@ -204,15 +196,13 @@ Driver::Function Driver::function(Kernel kernel, c10::DeviceIndex device) {
     const RelaxedCapture relaxed(entries_.exchange_capture_mode);
     void* module = nullptr;
     int error = entries_.module_load(&module, fatbin());
-    std::array<Function, kKernels> found{};
-    for (std::size_t i = 0; i < kKernels && error == kSuccess; ++i) {
-      error = entries_.module_get_function(&found[i], module, kKernelNames[i]);
+    std::array<Function, kernel_count> found{};
+    for (std::size_t i = 0; i < kernel_count && error == success; ++i) {
+      error = entries_.module_get_function(&found[i], module, kernel_names[i]);
     }
-    state.tried = error != kOutOfMemory;
-    state.problem = error == kSuccess ? std::string() : "the kernels cannot be loaded: " + describe(error);
-    if (error == kSuccess) {
-      state.functions = found;
-    }
+    state.tried = error != out_of_memory;
+    state.problem = error == success ? std::string() : "the kernels cannot be loaded: " + describe(error);
+    if (error == success) state.functions = found;
   }
   return state.functions[static_cast<std::size_t>(kernel)];
 }
@@ -220,15 +210,11 @@ Driver::Function Driver::function(Kernel kernel, c10::DeviceIndex device) {
 bool Driver::launch(Kernel kernel, std::uint32_t blocks, std::uint32_t threads, void** arguments, void* stream,
                     c10::DeviceIndex device) {
   const Function function = this->function(kernel, device);
-  if (function == nullptr) {
-    return false;
-  }
+  if (function == nullptr) return false;
   const int error = entries_.launch_kernel(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, nullptr);
   // A module may be loaded lazily, by the first launch, and that may find no memory left.
-  if (error == kOutOfMemory) {
-    return false;
-  }
-  check(error, kKernelNames[static_cast<std::size_t>(kernel)], device);
+  if (error == out_of_memory) return false;
+  check(error, kernel_names[static_cast<std::size_t>(kernel)], device);
   return true;
 }
 

@@ -1,19 +1,19 @@
-// Device code only: three kernels over one JobTable (job_table.h says how the work is split).
-//
-// Each picks, per job, the widest word to which all its addresses are aligned; chunks start at multiples of 32 KiB of
-// their range and so keep that alignment. Bytes behind the last whole word are done one by one. Torch's allocations are
-// aligned to 512 bytes, so the narrow words are for sharers that begin in the middle of a block.
+#include "checksum.h"
+#include "job_table.h"
 
-#include "core/checksum.h"
-#include "cuda/job_table.h"
+/// Device code only: three kernels over one JobTable (job_table.h says how the work is split).
+///
+/// Each picks, per job, the widest word to which all its addresses are aligned; chunks start at multiples of 32 KiB of
+/// their range and so keep that alignment. Bytes behind the last whole word are done one by one. Torch's allocations
+/// are aligned to 512 bytes, so the narrow words are for sharers that begin in the middle of a block.
 
 namespace {
 
+using torchcow::cuda::chunk_bytes;
 using torchcow::cuda::JobTable;
-using torchcow::cuda::kChunkBytes;
-using torchcow::cuda::kThreads;
+using torchcow::cuda::threads_per_block;
 
-constexpr unsigned kUnroll = 8;
+constexpr unsigned unroll = 8;
 
 struct Chunk {
   unsigned job;
@@ -32,9 +32,9 @@ __device__ Chunk my_chunk(const JobTable& table) {
       high = middle;
     }
   }
-  const std::uint64_t offset = static_cast<std::uint64_t>(blockIdx.x - table.first_chunk[low]) * kChunkBytes;
+  const std::uint64_t offset = static_cast<std::uint64_t>(blockIdx.x - table.first_chunk[low]) * chunk_bytes;
   const std::uint64_t left = table.bytes[low] - offset;
-  return {low, offset, left < kChunkBytes ? static_cast<unsigned>(left) : kChunkBytes};
+  return {low, offset, left < chunk_bytes ? static_cast<unsigned>(left) : chunk_bytes};
 }
 
 template <class Word>
@@ -43,25 +43,19 @@ __device__ void copy_words(char* to, const char* from, unsigned bytes) {
   const Word* const source = reinterpret_cast<const Word*>(from);
   const unsigned words = bytes / sizeof(Word);
   // All loads of a round before its first store: the compiler may not reorder them, the two pointers could alias.
-  for (unsigned base = threadIdx.x; base < words; base += kUnroll * kThreads) {
-    Word held[kUnroll];
+  for (unsigned base = threadIdx.x; base < words; base += unroll * threads_per_block) {
+    Word held[unroll];
 #pragma unroll
-    for (unsigned k = 0; k < kUnroll; ++k) {
-      if (base + k * kThreads < words) {
-        held[k] = source[base + k * kThreads];
-      }
+    for (unsigned k = 0; k < unroll; ++k) {
+      if (base + k * threads_per_block < words) held[k] = source[base + k * threads_per_block];
     }
 #pragma unroll
-    for (unsigned k = 0; k < kUnroll; ++k) {
-      if (base + k * kThreads < words) {
-        target[base + k * kThreads] = held[k];
-      }
+    for (unsigned k = 0; k < unroll; ++k) {
+      if (base + k * threads_per_block < words) target[base + k * threads_per_block] = held[k];
     }
   }
   const unsigned done = words * sizeof(Word);
-  if (threadIdx.x < bytes - done) {
-    to[done + threadIdx.x] = from[done + threadIdx.x];
-  }
+  if (threadIdx.x < bytes - done) to[done + threadIdx.x] = from[done + threadIdx.x];
 }
 
 template <class Word>
@@ -80,13 +74,9 @@ __device__ bool same_words(const char* a, const char* b, unsigned bytes) {
   const unsigned words = bytes / sizeof(Word);
   bool result = true;
 #pragma unroll 4
-  for (unsigned i = threadIdx.x; i < words; i += kThreads) {
-    result &= same(one[i], other[i]);
-  }
+  for (unsigned i = threadIdx.x; i < words; i += threads_per_block) result &= same(one[i], other[i]);
   const unsigned done = words * sizeof(Word);
-  if (threadIdx.x < bytes - done) {
-    result &= a[done + threadIdx.x] == b[done + threadIdx.x];
-  }
+  if (threadIdx.x < bytes - done) result &= a[done + threadIdx.x] == b[done + threadIdx.x];
   return result;
 }
 
@@ -106,7 +96,7 @@ __device__ std::uint64_t sum_words(const char* data, unsigned bytes, std::uint64
   const unsigned words = bytes / 8;
   std::uint64_t sum = 0;
 #pragma unroll 8
-  for (unsigned i = threadIdx.x; i < words; i += kThreads) {
+  for (unsigned i = threadIdx.x; i < words; i += threads_per_block) {
     sum += torchcow::checksum_word(load_eight<Word>(data + 8 * i), first_index + i);
   }
   const unsigned rest = bytes % 8;
@@ -123,7 +113,7 @@ __device__ std::uint64_t sum_words(const char* data, unsigned bytes, std::uint64
 }  // namespace
 
 /// Copies table.right to table.left.
-extern "C" __global__ void __launch_bounds__(kThreads) torchcow_copy(const __grid_constant__ JobTable table) {
+extern "C" __global__ void __launch_bounds__(threads_per_block) torchcow_copy(const __grid_constant__ JobTable table) {
   const Chunk chunk = my_chunk(table);
   char* const to = static_cast<char*>(const_cast<void*>(table.left[chunk.job])) + chunk.offset;
   const char* const from = static_cast<const char*>(table.right[chunk.job]) + chunk.offset;
@@ -142,11 +132,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) torchcow_copy(const __gri
 }
 
 /// Sets *differ to 1 if a bit differs between table.left and table.right; the caller has set it to 0.
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(threads_per_block)
     torchcow_compare(const __grid_constant__ JobTable table, unsigned* differ) {
-  if (*static_cast<volatile unsigned*>(differ) != 0) {
-    return;
-  }
+  if (*static_cast<volatile unsigned*>(differ) != 0) return;
   const Chunk chunk = my_chunk(table);
   const char* const a = static_cast<const char*>(table.left[chunk.job]) + chunk.offset;
   const char* const b = static_cast<const char*>(table.right[chunk.job]) + chunk.offset;
@@ -163,14 +151,13 @@ extern "C" __global__ void __launch_bounds__(kThreads)
   } else {
     equal = same_words<unsigned char>(a, b, chunk.bytes);
   }
-  if (!equal) {
-    atomicExch(differ, 1U);
-  }
+  if (!equal) atomicExch(differ, 1U);
 }
 
 /// Adds the sum over the words of table.left (checksum.h) to *table.right; the caller has set it to 0 and finishes it.
-extern "C" __global__ void __launch_bounds__(kThreads) torchcow_checksum(const __grid_constant__ JobTable table) {
-  __shared__ unsigned long long sums[kThreads];
+extern "C" __global__ void __launch_bounds__(threads_per_block)
+    torchcow_checksum(const __grid_constant__ JobTable table) {
+  __shared__ unsigned long long sums[threads_per_block];
   const Chunk chunk = my_chunk(table);
   const char* const data = static_cast<const char*>(table.left[chunk.job]) + chunk.offset;
   const auto alignment = reinterpret_cast<std::uintptr_t>(data);
@@ -183,13 +170,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) torchcow_checksum(const _
     sum = sum_words<unsigned char>(data, chunk.bytes, chunk.offset / 8);
   }
   sums[threadIdx.x] = sum;
-  for (unsigned half = kThreads / 2; half != 0; half /= 2) {
+  for (unsigned half = threads_per_block / 2; half != 0; half /= 2) {
     __syncthreads();
-    if (threadIdx.x < half) {
-      sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) {
-    atomicAdd(static_cast<unsigned long long*>(const_cast<void*>(table.right[chunk.job])), sums[0]);
-  }
+  if (threadIdx.x == 0) atomicAdd(static_cast<unsigned long long*>(const_cast<void*>(table.right[chunk.job])), sums[0]);
 }

@@ -49,15 +49,15 @@ int fake_driver_pushed = 0;
 namespace {
 
 using torchcow::cuda::JobTable;
-using torchcow::cuda::kThreads;
+using torchcow::cuda::threads_per_block;
 
-constexpr const char* kNames[] = {"torchcow_copy", "torchcow_compare", "torchcow_checksum"};
+constexpr const char* kernel_names[] = {"torchcow_copy", "torchcow_compare", "torchcow_checksum"};
 
 /// A kernel without barriers: one thread of the device after the other.
 template <class Kernel>
 void run_in_turn(unsigned blocks, Kernel kernel) {
   for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    for (threadIdx.x = 0; threadIdx.x < kThreads; ++threadIdx.x) {
+    for (threadIdx.x = 0; threadIdx.x < threads_per_block; ++threadIdx.x) {
       kernel();
     }
   }
@@ -66,10 +66,10 @@ void run_in_turn(unsigned blocks, Kernel kernel) {
 /// A kernel with barriers: a real thread for each, all of them doing block after block.
 template <class Kernel>
 void run_together(unsigned blocks, Kernel kernel) {
-  std::barrier<> barrier(kThreads);
+  std::barrier<> barrier(threads_per_block);
   block_barrier = &barrier;
   std::vector<std::jthread> threads;
-  for (unsigned i = 0; i < kThreads; ++i) {
+  for (unsigned i = 0; i < threads_per_block; ++i) {
     threads.emplace_back([&, i] {
       threadIdx.x = i;
       for (unsigned block = 0; block < blocks; ++block) {
@@ -81,7 +81,7 @@ void run_together(unsigned blocks, Kernel kernel) {
   }
 }
 
-void* const kPrimary = &fake_driver_pushed;
+void* const primary_context = &fake_driver_pushed;
 thread_local void* current = nullptr;
 
 }  // namespace
@@ -103,7 +103,7 @@ int cuDeviceGet(int* handle, int ordinal) {
   return 0;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {
-  *context = kPrimary;
+  *context = primary_context;
   return 0;
 }
 int cuCtxGetCurrent(void** context) {
@@ -149,7 +149,7 @@ int cuModuleLoadData(void** module, const void* image) {
   return fake_driver_load_error;
 }
 int cuModuleGetFunction(void** function, void*, const char* name) {
-  for (const char* const& known : kNames) {
+  for (const char* const& known : kernel_names) {
     if (std::strcmp(known, name) == 0) {
       *function = const_cast<char*>(known);
       return 0;
@@ -162,14 +162,14 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned, unsigned, unsigned
   if (fake_driver_launch_error != 0) {
     return fake_driver_launch_error;
   }
-  if (threads != kThreads || blocks == 0) {
+  if (threads != threads_per_block || blocks == 0) {
     return 1;
   }
   ++fake_driver_launches;
   const JobTable& table = *static_cast<const JobTable*>(arguments[0]);
-  if (function == kNames[0]) {
+  if (function == kernel_names[0]) {
     run_in_turn(blocks, [&] { torchcow_copy(table); });
-  } else if (function == kNames[1]) {
+  } else if (function == kernel_names[1]) {
     unsigned* const differ = *static_cast<unsigned**>(arguments[1]);
     run_in_turn(blocks, [&] { torchcow_compare(table, differ); });
   } else {

@@ -18,7 +18,7 @@ namespace {
 
 using namespace torchcow;
 
-constexpr std::size_t kChunk = cuda::kChunkBytes;
+constexpr std::size_t chunk = cuda::chunk_bytes;
 
 struct FakeGuard final : c10::impl::NoOpDeviceGuardImpl<c10::kCUDA> {
   c10::Device getDevice() const override { return {c10::kCUDA, 0}; }
@@ -67,13 +67,13 @@ class CudaKernelsTest : public ::testing::Test {
   }
 };
 
-const std::vector<std::size_t> kSizes{0,  1,   2,    7,          8,      9,          15,         16,
-                                      17, 255, 4096, kChunk - 1, kChunk, kChunk + 1, 2 * kChunk, 3 * kChunk + 13};
+const std::vector<std::size_t> range_sizes{0,  1,   2,    7,         8,     9,         15,        16,
+                                           17, 255, 4096, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk + 13};
 
 TEST_F(CudaKernelsTest, CopiesEverySizeAtEveryAlignmentAndNothingElse) {
-  std::vector<char> from = noise(3 * kChunk + 64);
+  std::vector<char> from = noise(3 * chunk + 64);
   std::vector<char> to(from.size());
-  for (const std::size_t bytes : kSizes) {
+  for (const std::size_t bytes : range_sizes) {
     for (const auto& [d, s] : {std::pair{16, 16}, {16, 8}, {4, 12}, {18, 16}, {17, 16}, {17, 17}}) {
       std::vector<char> expected = noise(to.size());
       to = expected;
@@ -88,8 +88,8 @@ TEST_F(CudaKernelsTest, ManyJobsTakeOneLaunchPerTable) {
   std::vector<std::vector<char>> from;
   std::vector<std::vector<char>> to;
   std::vector<CopyJob> jobs;
-  for (std::size_t i = 0; i < 2 * cuda::kTableJobs + 1; ++i) {
-    from.push_back(noise(1 + random_() % (i % 50 == 0 ? 3 * kChunk : 300)));
+  for (std::size_t i = 0; i < 2 * cuda::table_jobs + 1; ++i) {
+    from.push_back(noise(1 + random_() % (i % 50 == 0 ? 3 * chunk : 300)));
     to.emplace_back(from.back().size());
   }
   for (std::size_t i = 0; i < from.size(); ++i) {
@@ -103,7 +103,7 @@ TEST_F(CudaKernelsTest, ManyJobsTakeOneLaunchPerTable) {
 }
 
 TEST_F(CudaKernelsTest, CompareSeesAnyOneBit) {
-  for (const std::size_t bytes : kSizes) {
+  for (const std::size_t bytes : range_sizes) {
     std::vector<char> a = noise(bytes + 32);
     std::vector<char> b = a;
     for (const std::size_t offset : {0, 1, 2, 4, 8, 16}) {
@@ -124,10 +124,10 @@ TEST_F(CudaKernelsTest, CompareSeesAnyOneBit) {
 }
 
 TEST_F(CudaKernelsTest, ChecksumsEqualTheHosts) {
-  const std::vector<char> data = noise(3 * kChunk + 64);
+  const std::vector<char> data = noise(3 * chunk + 64);
   std::vector<ByteRange> ranges;
   std::vector<std::uint64_t> expected;
-  for (const std::size_t bytes : kSizes) {
+  for (const std::size_t bytes : range_sizes) {
     for (const std::size_t offset : {0, 1, 4, 8}) {
       ranges.push_back({data.data() + offset, bytes});
       expected.push_back(host_checksum(data.data() + offset, bytes));
@@ -168,7 +168,7 @@ TEST_F(CudaKernelsTest, KernelsThatDoNotLoadAreReplacedForGood) {
 
 TEST_F(CudaKernelsTest, KernelsThatFoundNoMemoryAreTriedAgain) {
   fake_driver_load_error = 2;
-  const std::vector<char> data = noise(kChunk);
+  const std::vector<char> data = noise(chunk);
   expect_the_same_without_kernels(kernels_, stream(2), data);
   fake_driver_load_error = 0;
   fake_driver_launch_error = 2;
