@@ -48,7 +48,6 @@ const Names& metadata_writers() {
                               "aten::_coalesced_",
                               "aten::sparse_resize_",
                               "aten::sparse_resize_and_clear_",
-                              "aten::swapaxes_",
                               "aten::moveaxis_",
                               "aten::conj_",
                               "aten::_set_conj",
