@@ -11,24 +11,27 @@
 
 /// The dispatcher barrier: layer L1, which sees a write as an operator call, before it runs.
 ///
-/// Each operator that writes (operators.h) has a kernel on the dispatch key `BackendSelect`, which torch
-/// puts into every call of every thread, just above the backends. The kernel announces what is written
-/// (writing.h), materializes all written arguments, all or none, and calls on. So
-///   - operators that only read have no kernel of ours: they cost nothing;
-///   - a write is seen whatever tensor it goes through: no tensor is marked, so an alias that was made
-///     before the clone is seen like any other. Multi-tensor operators on CUDA need this, as their
-///     kernels write through const pointers, which layer L2 cannot see;
-///   - what a Python mode, a transform or tracing swallows above the backends is no write.
+/// Each operator that writes (operators.h) has a kernel on the dispatch key `BackendSelect`, which torch puts into
+/// every call of every thread, just above the backends. The kernel announces the storages that it writes (writing.h),
+/// materializes all of them or none, and calls the operator. So
+///   - operators that only read have no kernel of ours, and cost nothing;
+///   - a write is seen through every tensor: no tensor is marked, so an alias that was made before the clone is seen
+///     like any other. Multi-tensor operators on CUDA need this, as their kernels write through const pointers, which
+///     layer L2 cannot see;
+///   - a call that a Python mode, a transform or tracing handles above the backends is no write.
 ///
-/// The kernel is boxed, but for the operators of barrier_fast.cpp, which are called in loops over
-/// small tensors. Operators registered later are covered by a listener on the dispatcher.
+/// The kernel is boxed, but for the operators of barrier_fast.cpp, which programs call in loops over small tensors. A
+/// listener on the dispatcher covers operators that are registered later.
 ///
-/// skip: the target covers its storage exactly, and no other argument reads that storage. If the operator
-/// throws, what was there is restored.
+/// skip: the target covers its storage exactly, and no other argument reads that storage. If the operator throws, the
+/// old bytes are restored.
+///
+/// Threads: any. Streams: those of the materialization (materialize.h). Failure: if the materialization throws, the
+/// operator is not called and nothing has changed.
 
 namespace torchcow {
 
-/// Registers the kernels. Once, before the first clone; takes some milliseconds.
+/// Registers the kernels. Call it once, before the first clone; it takes some milliseconds.
 void install_barrier();
 
 /// Number of operators that have a kernel, for diagnostics and tests.

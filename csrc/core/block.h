@@ -22,14 +22,14 @@
 /// Invariants (numbered as in DESIGN.md)
 ///   I1  The bytes of a block do not change while it has a sharer.
 ///   I2  A sharer's storage hands out no mutable pointer before it is materialized.
-///   I3  A block lives as long as it has a sharer, or somebody may still read it (retire.h).
+///   I3  A block lives as long as it has a sharer, or a storage that left it may still be read there (retire.h).
 ///   I4  A sharer's span lies within its block.
 ///
-/// Ownership: a block owns the original DataPtr unchanged, so that its own deleter frees it and its
-/// own allocator understands `record_stream`. Sharers own the block together. A sharer belongs to its
-/// storage: it dies when the storage is materialized, is resized or dies.
+/// Ownership: a block owns the original DataPtr unchanged, so the memory's own deleter frees it and its own allocator
+/// understands `record_stream`. The sharers own the block together. A sharer belongs to its storage: it ends when the
+/// storage is materialized, is resized or dies.
 ///
-/// Threads: all fields are guarded by the engine's mutex (engine_state.h), but for the constant ones.
+/// Threads: the engine's mutex (engine_state.h) guards all fields that change.
 
 namespace torchcow {
 

@@ -2,15 +2,17 @@
 
 #include "block.h"
 
-/// Storages whose addresses a captured graph may use.
+/// Storages whose addresses a captured CUDA graph may use.
 ///
-/// A graph records addresses and runs without operators. A replay that writes a shared block would reach all who share
-/// it, and nothing could notice. So what was on a device when a graph was captured is not shared afterwards.
+/// A graph records addresses and runs without operators. If a replay wrote a shared block, the write would reach all
+/// sharers, and no layer of the barrier could notice. So the storages that were on a device when a graph was captured
+/// are not shared afterwards; clones of them are eager copies.
 ///
-/// A capture leaves only a note; whoever clones next marks what is there then (deepcopy/clone.cpp). That may be more
-/// than the graph knows, which costs copies and is right.
+/// A capture leaves only a note, and the next clone marks the storages that exist then (deepcopy/clone.cpp). These may
+/// be more than the graph uses, which costs copies but never a wrong number.
 ///
-/// Threads: any.
+/// Ownership: marks hold storages weakly. Threads: any; the engine's mutex guards the marks. Failure: `mark` may throw
+/// std::bad_alloc.
 
 namespace torchcow::captured {
 

@@ -6,9 +6,16 @@
 
 /// Copies on devices, through c10's device-generic interfaces and torch's own operators.
 ///
-/// Streams: copies are queued on the current stream of their device, after the block's `ready` event,
-/// and leave an event on the block. Small copies go in one launch where the device has a kernel for it
-/// (device_kernels.h); otherwise each is a `copy_` through the dispatcher.
+/// Several copies are one launch where the device has a kernel for them (device_kernels.h); otherwise each is a `copy_`
+/// through the dispatcher, below autograd, Python modes and transforms.
+///
+/// Ownership: the caller keeps source, target and block alive until the copies are queued; after that, `StreamOrder`
+/// delays the reuse of the block's memory.
+///
+/// Streams: copies are queued on the current stream of their device, after the block's `ready` event, and leave an
+/// event on the block.
+///
+/// Threads: any, without the engine's mutex. Failure: throws what the device throws; targets may be half written.
 
 namespace torchcow {
 

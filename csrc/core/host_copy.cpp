@@ -29,19 +29,19 @@ Parallel openmp() {
   return found;
 }
 
-/// One copy, in parts that are taken by whichever thread comes next.
-struct Parts {
+/// One copy, in chunks; each thread takes the next chunk until none is left.
+struct Chunks {
   char* to;
   const char* from;
   std::size_t bytes;
-  std::size_t part;
+  std::size_t chunk;
   std::atomic<std::size_t> next{0};
 
   void take() noexcept {
     for (;;) {
-      const auto begin = next.fetch_add(part, std::memory_order_relaxed);  // OpenMP's barrier orders the bytes
+      const auto begin = next.fetch_add(chunk, std::memory_order_relaxed);  // OpenMP's barrier orders the bytes
       if (begin >= bytes) return;
-      std::memcpy(to + begin, from + begin, std::min(part, bytes - begin));
+      std::memcpy(to + begin, from + begin, std::min(chunk, bytes - begin));
     }
   }
 };
@@ -59,10 +59,11 @@ void copy(void* to, const void* from, std::size_t bytes) noexcept {
     std::memcpy(to, from, bytes);
     return;
   }
-  // Even if there is work for some only, all are called: OpenMP ends and starts threads when their number changes.
-  const auto part = std::max(bytes / threads + 1, parallel_bytes / 2);
-  Parts parts{static_cast<char*>(to), static_cast<const char*>(from), bytes, part};
-  openmp()([](void* data) { static_cast<Parts*>(data)->take(); }, &parts, static_cast<unsigned>(threads), 0);
+  // All threads are called even if there is work for a few only: OpenMP ends and starts threads when their number
+  // changes.
+  const auto chunk = std::max(bytes / threads + 1, parallel_bytes / 2);
+  Chunks chunks{static_cast<char*>(to), static_cast<const char*>(from), bytes, chunk};
+  openmp()([](void* data) { static_cast<Chunks*>(data)->take(); }, &chunks, static_cast<unsigned>(threads), 0);
 }
 
 }  // namespace torchcow::host

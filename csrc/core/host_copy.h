@@ -4,9 +4,11 @@
 
 /// Copies on the host, in several threads where that pays.
 ///
-/// The threads are those of torch's own OpenMP pool: its workers spin for a while after each operator, and threads of
-/// our own would compete with them for the cores. A pool does not survive fork(), and is busy inside of a parallel
-/// region; there one thread copies.
+/// The threads are those of torch's own OpenMP pool: its workers spin for a while after each operator, and a second
+/// pool would compete with them for the cores. A pool does not survive fork(), and is busy inside a parallel region; in
+/// these cases one thread copies.
+///
+/// Threads: any. Failure: none.
 
 namespace torchcow::host {
 

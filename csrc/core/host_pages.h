@@ -6,17 +6,21 @@
 
 /// Pages: host memory for large first writes.
 ///
-/// Fresh memory is bound by page faults: with 4 KB pages a first write runs at a fifth of memcpy's speed,
-/// and a block that does not begin on a huge page pays that for its head and its tail. So blocks of
-/// `huge_page_bytes` and more are mapped here, on a boundary of huge pages. Smaller ones, and those of a
-/// storage with an allocator of its own, come from that allocator.
+/// Fresh memory is bound by page faults: with 4 KB pages a first write runs at a fifth of memcpy's speed, and a block
+/// that does not begin on a huge page pays that for its head and its tail. So memory of `huge_page_bytes` and more is
+/// mapped here, on a boundary of huge pages. Smaller memory, and that of a storage with another allocator, comes from
+/// that allocator.
 ///
-/// Freed pages are *kept* for the next first write of the same size, which then has no page faults at
-/// all: clones of one prototype come and go with the same sizes. Kept pages, but for a short tail, are marked
-/// MADV_FREE: a kernel that runs short of memory takes them, without swapping and without asking. At most
-/// `max_kept_bytes` are kept, the oldest go first, and none while nothing is shared (engine_state.cpp).
+/// Freed pages are *kept* for the next first write of the same size, which then has no page faults at all: clones of
+/// one prototype come and go with the same sizes. Kept pages, but for a short tail, are marked MADV_FREE: a kernel that
+/// runs short of memory takes them, without swapping. At most `max_kept_bytes` are kept. The oldest are freed first,
+/// and all of them when no block is left (engine_state.cpp).
 ///
-/// Threads: one mutex, held across fork(). It is never taken together with the engine's.
+/// Ownership: a DataPtr owns its pages; the list of kept pages owns the rest.
+///
+/// Threads: any; a mutex guards the kept pages. It is taken without the engine's, except by a fork (fork.h).
+///
+/// Failure: `allocate_pages` returns an empty DataPtr where it cannot help; the caller asks the allocator.
 
 namespace torchcow::host {
 

@@ -7,15 +7,18 @@
 #include <string>
 #include <vector>
 
-/// What an operator writes: read off its schema, corrected by a small table.
+/// What an operator writes: read off its schema, corrected by small tables.
 ///
-/// Schemas mark written arguments, `Tensor(a!)`. The table (operators.cpp) holds what they do not say:
+/// Schemas mark written arguments, `Tensor(a!)`. The tables (operators.cpp) hold what schemas do not say:
 ///   unmarked writers   running statistics, collectives, cuDNN's weight flattening
 ///   metadata writers   marked as written, but only sizes, strides or flags change (`t_`, `set_`, ...)
-///   overwriters        write every byte of their target and read none of it: the copy can be skipped. They raise
+///   overwriters        write every byte of their target and read none of it, so the copy can be skipped. They raise
 ///                      before they write, or not at all
-///   raw readers        ask for mutable pointers only to read; on torch 2.11 and 2.12 two threads may
-///                      not do so at once, so the barrier gives them private memory first
+///   raw readers        ask for mutable pointers only to read. On torch 2.11 and 2.12 two threads may not do so at
+///   once,
+///                      so the barrier gives them private memory first
+///
+/// Threads: any; the tables are constant. Failure: may throw std::bad_alloc.
 
 namespace torchcow {
 
@@ -30,7 +33,7 @@ struct OperatorTraits {
   bool records_stream = false;  ///< record_stream
 };
 
-/// Nothing if the operator writes no tensor's memory.
+/// Empty if the operator writes the memory of no tensor.
 std::optional<OperatorTraits> traits_of(const c10::OperatorHandle& op);
 
 }  // namespace torchcow

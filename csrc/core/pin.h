@@ -2,16 +2,19 @@
 
 #include "block.h"
 
-/// A pin holds a block as a sharer without a storage would: nobody steals it, and it is not freed.
+/// A pin keeps a block from being stolen or freed. It is a sharer without a storage and without bytes.
 ///
-/// For work on a block that takes long or runs torch operators, which the engine's mutex forbids.
+/// Why: work on a block that takes long or runs torch operators cannot hold the engine's mutex.
+///
+/// Ownership: a pin owns its sharer, and with it a part of the block. Threads: a pin belongs to one thread. Failure:
+/// only the constructor can throw, std::bad_alloc, and then nothing has changed.
 
 namespace torchcow {
 
 class Pin {
  public:
-  /// With the engine's mutex held. Not for a block that is about to be stolen, or on probation: a further sharer
-  /// would come too late for the one, and make a share that is taken back move its source in the other.
+  /// With the engine's mutex held, and only if `may_be_pinned`. A further sharer would come too late for a steal that
+  /// is under way; and a share on probation that is taken back would move its source instead of stealing for it.
   explicit Pin(Block& block);
   Pin(Pin&& other) noexcept : sharer_(other.sharer_) { other.sharer_ = nullptr; }
   Pin& operator=(Pin&&) = delete;

@@ -8,18 +8,20 @@
 #include <memory>
 #include <vector>
 
-/// Reserves: memory set aside for first writes, so that a lack of it shows now and not in the middle of the work.
+/// Reserves: memory that is set aside for first writes, so that a lack of memory shows when the reserve is made and not
+/// in the middle of the work.
 ///
-/// A reserve is made of *pieces*, each as large as one of the storages that it is for. A first write takes the piece of
-/// its size. If there is none left, it gives back pieces of at least its size in all, and asks the allocator as usual.
-/// Pieces on the host are touched when they are made: memory that was promised only does not count.
+/// A reserve consists of *pieces*, each as large as one of the storages that it was made for. A first write takes a
+/// piece of exactly its size. If none is left, it frees pieces of at least its size in all, and asks the allocator as
+/// usual. Pieces on the host are touched when they are made, as the system may promise more memory than it has.
 ///
-/// Ownership: a reserve belongs to its sharers together, and ends with the last of them: when a clone dies, or when all
-/// that it was made for have been written. Whoever holds a weak reference may end it earlier.
+/// Ownership: its sharers own a reserve together. It ends with the last of them: when the clones die, or when all
+/// storages that it was made for have been written. A holder of a weak reference may release the pieces earlier.
 ///
-/// Streams: a piece belongs to the stream on which it was allocated; who takes it records its own (materialize.cpp).
+/// Streams: a piece belongs to the stream on which it was allocated; the first write that takes it records its own
+/// stream (materialize.cpp).
 ///
-/// Failure: all pieces are made before anything is attached, so nothing has changed when there is no memory.
+/// Failure: all pieces are made before any is attached, so nothing has changed when there is no memory.
 ///
 /// Threads: guarded by the engine's mutex.
 

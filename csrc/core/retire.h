@@ -2,7 +2,7 @@
 
 #include "engine_state.h"
 
-/// Retirement: a block without sharers is not freed under somebody who still reads it.
+/// Retirement: a block without sharers is freed only when no operator can still read it (I3).
 ///
 /// A storage that is materialized moves away from its block. An operator that started before the move,
 /// in another thread, still reads there; without us it would read memory that is being written (torn

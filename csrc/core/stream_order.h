@@ -9,20 +9,25 @@
 #include <optional>
 #include <vector>
 
-/// Stream order: on a device, 'before' is a matter of streams, and a block has readers on several.
+/// Stream order: on a device, work is ordered by streams, and a block is read on several of them.
 ///
-///   1. What the source's stream wrote before the clone must be there before another stream copies it:
-///      one `ready` event per device and clone call, which every copy waits for.
-///   2. Who steals a block will write into it, so it waits for what still reads it: the copies that
-///      siblings have queued (`after_copy`), and the streams that may read it: those where source and
-///      clones are at home, where a sharer was dropped, and those that the user named.
-///   3. Who frees a block must not give its memory away under a queued reader: the block's own
-///      allocator is told about each stream that read it.
+///   1. A copy waits for what the source's stream wrote before the clone: one `ready` event for each device and call
+///      of clone.
+///   2. A storage that steals a block will write it, so it waits for everything that still reads the block: the copies
+///      that siblings have queued (`after_copy`), and the streams that were recorded. These are the streams where
+///      source and clones are at home, the stream on which a sharer was dropped, and those that the user named.
+///   3. When a block is freed, its own allocator is notified of each stream that has read it, so that the memory is not
+///      reused under a queued reader.
 ///
-/// Streams: everything here only queues; nothing waits on the host. Everything goes through c10's
-/// device-generic interfaces, so the same code serves CUDA and the tests' mock accelerator.
+/// Invariant (I8): on a device, no queued work reads or writes memory that was given to another owner.
 ///
-/// Threads: guarded by a mutex of its own, as device calls may not run under the engine's.
+/// Streams: everything here only queues work; nothing waits on the host. All calls go through c10's interfaces for any
+/// device, so one implementation serves CUDA and the tests' mock accelerator.
+///
+/// Threads: each StreamOrder has a mutex, held across calls of the device. It is taken without the engine's mutex,
+/// under which no work is queued; `current_stream` only reads a thread's setting and may be called under it.
+///
+/// Failure: throws what the device throws, but for `before_free`, which runs in destructors and at exit.
 
 namespace torchcow {
 
@@ -48,13 +53,13 @@ class StreamOrder {
   void before_copy(const c10::Stream& stream);
   /// After a copy from the block was queued on `stream`.
   void after_copy(const c10::DataPtr& data, const c10::Stream& stream);
-  /// `stream` may read the block without a word: it is at home there, or the user said so.
+  /// `stream` may read the block at any time: it is the home of source or clone, or the user called record_stream.
   void record_stream(const c10::DataPtr& data, const c10::Stream& stream);
   /// Must a steal on `stream` wait for something?
   [[nodiscard]] bool pending(const c10::Stream& stream);
   /// Makes `stream` wait for all readers of the block.
   void before_steal(const c10::Stream& stream);
-  /// The last moment of the block's memory. Never throws: it runs in destructors, also at exit.
+  /// The block's memory is about to be freed.
   void before_free(const c10::DataPtr& data) noexcept;
 
  private:

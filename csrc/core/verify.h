@@ -7,10 +7,13 @@
 #include <unordered_set>
 #include <vector>
 
-/// verify: proof that nobody wrote into a shared block (I1).
+/// Verification: shows whether shared memory was written behind the barrier (I1).
 ///
-/// When armed, each new block gets a checksum, and `verify` computes all of them again. It reads all
-/// shared memory, so it is for tests and for hunting a raw pointer that writes behind the barrier.
+/// When armed, each new block gets a checksum (checksum.h), and `verify` computes all of them again. That reads all
+/// shared memory, so it is for tests, and for hunting a raw pointer through which a program writes.
+///
+/// Threads: any, without the engine's mutex; blocks are pinned while they are read. Streams: checksums on a device wait
+/// on the host. Failure: throws what the device throws.
 
 namespace torchcow {
 
