@@ -200,16 +200,15 @@ for _ in range(20):
 
 
 class Curious:
-    """Its attributes, which the search for the name of a tensor looks at, clone and write what it was given."""
+    """Its text, for which the search for the name of a tensor asks, clones and writes what it was given."""
 
     def __init__(self, tensor):
         self.acts = [lambda: torchcow.clone(tensor), lambda: tensor.add_(1)]
 
-    def __getattribute__(self, name):
-        acts = object.__getattribute__(self, "acts")
-        while name == "__dict__" and acts:
-            acts.pop(0)()
-        return object.__getattribute__(self, name)
+    def __str__(self):
+        while self.acts:
+            self.acts.pop(0)()
+        return "curious"
 
 
 def test_anything_may_run_while_the_error_is_worded():
@@ -218,7 +217,7 @@ def test_anything_may_run_while_the_error_is_worded():
     clone = torchcow.clone(source)
     before = freeze(source)
     weight = clone["head"].weight.detach()
-    source.curious = Curious(weight)
+    source.curious = {Curious(weight): 0}
     want = weight + 1 + 1
     faulthandler.dump_traceback_later(60, exit=True)
     with torchcow.testing.fail_allocations(after=0), pytest.raises(RuntimeError, match="no memory"):
