@@ -8,6 +8,7 @@
 namespace torchcow {
 
 void bind_clone(pybind11::module_& module);
+void bind_invariant(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
 void bind_listener(pybind11::module_& module);
 void bind_reading(pybind11::module_& module);

@@ -16,6 +16,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   torchcow::install_cuda_kernels();
   torchcow::install_entries();
   torchcow::bind_clone(module);
+  torchcow::bind_invariant(module);
   torchcow::bind_ledger(module);
   torchcow::bind_listener(module);
   torchcow::bind_reading(module);

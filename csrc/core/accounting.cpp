@@ -4,6 +4,7 @@
 #include "engine_state.h"
 #include "events.h"
 #include "host_pages.h"
+#include "invariant.h"
 #include "reserve.h"
 #include "retire.h"
 #include "write_hook.h"
@@ -23,11 +24,16 @@ Totals totals() {
     for (auto* block = state.blocks; block != nullptr; block = block->next) {
       ++sum.blocks;
       sum.unique_bytes += block->bytes;
+      const auto sharers_before = sum.sharers;
       for (auto* sharer = block->sharers; sharer != nullptr; sharer = sharer->next) {
         ++sum.sharers;
         sum.logical_bytes += sharer->bytes;
       }
+      TORCHCOW_INVARIANT(I9, sum.sharers - sharers_before == block->sharer_count, sum.sharers - sharers_before,
+                         block->sharer_count);
     }
+    TORCHCOW_INVARIANT(I9, sum.blocks == state.block_count && sum.sharers == state.sharer_count, sum.blocks,
+                       state.block_count, sum.sharers, state.sharer_count);
     sum.reserved_bytes = reserved_bytes();
     for (auto* block = state.retired; block != nullptr; block = block->next) {
       ++sum.retired_blocks;

@@ -1,6 +1,7 @@
 #include "barrier.h"
 
 #include "engine_state.h"
+#include "invariant.h"
 #include "materialize.h"
 #include "stream_order.h"
 #include "torch_internals.h"
@@ -20,9 +21,24 @@ bool any_shared(const Writes& writes) noexcept {
                      [](const WriteTarget& target) { return write_hook::looks_armed(*target.storage); });
 }
 
+namespace {
+
+/// The operator runs next. Whatever it writes was announced before anything looked whether it is shared, and is shared
+/// no more.
+void check_targets(const Writes& writes) {
+  const std::lock_guard lock(engine().mutex);
+  for (const auto& target : writes.targets) {
+    TORCHCOW_INVARIANT(I6, being_written(*target.storage));
+    TORCHCOW_INVARIANT(I1, write_hook::sharer_of(*target.storage) == nullptr, target.storage->nbytes());
+  }
+}
+
+}  // namespace
+
 void write_through(const OperatorTraits& traits, const Writes& writes, c10::function_ref<void()> call) {
   std::vector<Skipped> skipped;
   materialize(writes.targets, {traits.name}, writes.overwritten.empty() ? nullptr : &skipped);
+  if (invariant::enabled) check_targets(writes);
   try {
     call();
   } catch (...) {

@@ -1,6 +1,7 @@
 #include "block.h"
 
 #include "intrusive_list.h"
+#include "invariant.h"
 #include "probation.h"
 
 namespace torchcow {
@@ -8,6 +9,8 @@ namespace torchcow {
 bool Block::on_probation() const noexcept { return probation != nullptr && !probation->passed; }
 
 void Block::link(Sharer& sharer) noexcept {
+  TORCHCOW_INVARIANT(I4, sharer.offset <= bytes && sharer.bytes <= bytes - sharer.offset, sharer.offset, sharer.bytes,
+                     bytes);
   push_front(sharers, sharer);
   ++sharer_count;
 }

@@ -1,10 +1,13 @@
 #include "engine_state.h"
 
+#include "exposure.h"
 #include "fork.h"
 #include "host_pages.h"
 #include "intrusive_list.h"
+#include "invariant.h"
 #include "stream_order.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -55,7 +58,15 @@ Garbage::~Garbage() {
   if (nothing_shared) host::drop_kept();
 }
 
-void Garbage::add(Block& block) noexcept { block.next = std::exchange(blocks, &block); }
+void Garbage::add(Block& block) noexcept {
+  const auto has_pointers = [](const FormerSharer& former_sharer) {
+    return former_sharer.exposure && former_sharer.exposure->pointers_may_be_in_use() &&
+           former_sharer.storage.use_count() > 0;
+  };
+  TORCHCOW_INVARIANT(I3, block.sharer_count == 0 && block.sharers == nullptr, block.id, block.sharer_count);
+  TORCHCOW_INVARIANT(I3, !block.data || std::ranges::none_of(block.former_sharers, has_pointers), block.id);
+  block.next = std::exchange(blocks, &block);
+}
 void Garbage::add(Sharer& sharer) noexcept { sharer.next = std::exchange(sharers, &sharer); }
 
 void EngineState::add(Block& block) noexcept {

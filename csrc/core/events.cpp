@@ -24,6 +24,7 @@ struct Ring {
   std::deque<Event> events;
   std::uint64_t recorded = 0;
   std::size_t forgotten = 0;
+  bool complete = true;  ///< no event was lost for want of memory
   LastEvents last_events;
 
   void remember(c10::StorageImpl& storage, const Event& event) {
@@ -124,13 +125,14 @@ void record(Kind kind, Way way, Reason reason, std::string_view operator_name, s
     self.events.emplace_back(kind, way, reason, operator_name, bytes, device, storage);
   } catch (const std::bad_alloc&) {
     ++self.forgotten;
+    self.complete = false;
     return;
   }
   ++self.recorded;
   try {
     if (storage != nullptr) self.remember(*storage, self.events.back());
   } catch (const std::bad_alloc&) {
-    // The event is in the ring all the same.
+    self.complete = false;  // the event is in the ring all the same
   }
 }
 
@@ -153,6 +155,12 @@ std::optional<Event> last_event(const c10::StorageImpl& storage) {
   std::lock_guard lock(self.mutex);
   const auto* last = self.last_events.find(&storage);
   return last != nullptr ? std::optional(last->event) : std::nullopt;
+}
+
+bool has_event(const c10::StorageImpl& storage) noexcept {
+  auto& self = ring();
+  std::lock_guard lock(self.mutex);
+  return !self.complete || self.last_events.find(&storage) != nullptr;
 }
 
 void trim_last_events() {

@@ -82,6 +82,9 @@ std::vector<Event> events(bool clear);
 /// The last event of `storage`, if it has one and that is remembered.
 std::optional<Event> last_event(const c10::StorageImpl& storage);
 
+/// Has `storage` an event, as far as there was memory to remember it? For checks of I10.
+[[nodiscard]] bool has_event(const c10::StorageImpl& storage) noexcept;
+
 /// Forgets the last events of storages that have died, now and then. Call without any lock.
 void trim_last_events();
 

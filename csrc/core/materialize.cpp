@@ -5,6 +5,7 @@
 #include "device_copy.h"
 #include "first_write_error.h"
 #include "host_copy.h"
+#include "invariant.h"
 #include "reserve.h"
 #include "retire.h"
 #include "stream_order.h"
@@ -100,6 +101,14 @@ void claim(std::vector<WriteTarget>& targets, bool may_skip, const Cause& cause,
   }
 }
 
+/// Does the storage still share what it shared before the claim? Another thread may have resized it.
+bool as_before(const Job& job) {
+  const Sharer& sharer = *job.sharer;
+  if (sharer.storage == nullptr || job.storage->nbytes() != sharer.bytes) return true;
+  return write_hook::sharer_of(*job.storage) == &sharer &&
+         job.storage->_mutable_data_ptr_no_checks().get() == sharer.data();
+}
+
 void release_claims(Jobs& jobs) noexcept {
   Garbage garbage;
   auto& state = engine();
@@ -111,6 +120,7 @@ void release_claims(Jobs& jobs) noexcept {
     }
     job.sharer->claimed = false;
     if (job.way == Way::steal) job.sharer->block->taken = false;
+    TORCHCOW_INVARIANT(I5, as_before(job), job.sharer->block->id, job.sharer->bytes, to_string(job.way));
     if (job.sharer->storage == nullptr) detach(*job.sharer, {}, garbage);
   }
   state.claims_changed.notify_all();
@@ -192,8 +202,11 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
     Block& block = *sharer.block;
     if (cause.visible)
       record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
+    TORCHCOW_INVARIANT(I7, job.way != Way::skip || alone(), cause.operator_name);
     for (auto& former_sharer : job.former_sharer) former_sharer.exposure = sharer.exposure;
     if (job.way == Way::steal) {
+      TORCHCOW_INVARIANT(I1, block.sharer_count == 1, block.id, block.sharer_count, sharer.bytes);
+      TORCHCOW_INVARIANT(I8, !block.order || block.order->ready_to_steal(), block.id, block.device());
       write_hook::reseat(*job.storage, take_memory(sharer), from_hook);
       detach(sharer, {}, garbage);
     } else {

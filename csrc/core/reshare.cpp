@@ -1,10 +1,12 @@
 #include "reshare.h"
 
 #include "captured.h"
+#include "invariant.h"
 #include "relocate.h"
 #include "stream_order.h"
 #include "write_hook.h"
 
+#include <cstring>
 #include <optional>
 
 namespace torchcow {
@@ -39,6 +41,8 @@ bool join(c10::StorageImpl& joiner, const c10::StorageImpl& joiner_clone, const 
       new_clone->block->device() != old->block->device() || new_clone->block->on_probation()) {
     return false;
   }
+  TORCHCOW_INVARIANT(
+      I11, !old->block->device().is_cpu() || std::memcmp(old->data(), new_clone->data(), old->bytes) == 0, old->bytes);
   Block& left = *old->block;
   Block& block = *new_clone->block;
   const auto home = old->home;

@@ -1,8 +1,11 @@
 #include "retire.h"
 
+#include "events.h"
 #include "exposure.h"
 #include "inter_op.h"
+#include "invariant.h"
 #include "stream_order.h"
+#include "write_hook.h"
 
 #include <algorithm>
 #include <chrono>
@@ -55,6 +58,11 @@ void retire(Block& block, Garbage& garbage) noexcept {
 void detach(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept {
   auto& self = engine();
   Block& block = *sharer.block;
+  // A storage that lives on has another sharer, or memory of its own and an event. One on probation nobody has seen.
+  TORCHCOW_INVARIANT(I10,
+                     sharer.storage == nullptr || block.on_probation() ||
+                         write_hook::sharer_of(*sharer.storage) != nullptr || has_event(*sharer.storage),
+                     block.id, sharer.bytes);
   block.unlink(sharer);
   --self.sharer_count;
   garbage.add(sharer);

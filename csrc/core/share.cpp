@@ -5,6 +5,7 @@
 #include "claims.h"
 #include "engine_state.h"
 #include "host_pages.h"
+#include "invariant.h"
 #include "materialize.h"
 #include "numpy_mark.h"
 #include "torch_internals.h"
@@ -191,6 +192,7 @@ void SharingCall::make(Draft& draft, const Origin& origin, c10::StorageImpl& sou
 bool SharingCall::Draft::publish(c10::StorageImpl& source) noexcept {
   if (block) {
     block->data = write_hook::arm(source, *first);
+    TORCHCOW_INVARIANT(I6, write_hook::looks_armed(source), block->bytes);
     if (being_written(source)) {  // the order is writing.h's: armed first, then looked
       write_hook::reseat(source, std::move(block->data), false);
       return false;

@@ -48,6 +48,7 @@ void StreamOrder::before_copy(const c10::Stream& stream) {
 
 void StreamOrder::after_copy(const c10::DataPtr& data, const c10::Stream& stream) {
   std::lock_guard guard(mutex_);
+  ready_to_steal_ = false;
   Guard(stream.device_type()).recordDataPtrOnStream(data, stream);
   auto known = std::find_if(copies_.begin(), copies_.end(), [&](auto& copy) { return copy.first == stream; });
   if (known == copies_.end()) {
@@ -59,6 +60,7 @@ void StreamOrder::after_copy(const c10::DataPtr& data, const c10::Stream& stream
 
 void StreamOrder::record_stream(const c10::DataPtr& data, const c10::Stream& stream) {
   std::lock_guard guard(mutex_);
+  ready_to_steal_ = false;
   Guard(stream.device_type()).recordDataPtrOnStream(data, stream);
   if (std::find(recorded_.begin(), recorded_.end(), stream) == recorded_.end()) recorded_.push_back(stream);
 }
@@ -77,6 +79,12 @@ void StreamOrder::before_steal(const c10::Stream& stream) {
   for (auto& other : recorded_) {
     if (other != stream) record_on(other)->block(stream);
   }
+  ready_to_steal_ = true;
+}
+
+bool StreamOrder::ready_to_steal() {
+  std::lock_guard guard(mutex_);
+  return ready_to_steal_;
 }
 
 void StreamOrder::before_free(const c10::DataPtr& data) noexcept {

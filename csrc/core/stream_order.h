@@ -59,6 +59,8 @@ class StreamOrder {
   [[nodiscard]] bool pending(const c10::Stream& stream);
   /// Makes `stream` wait for all readers of the block.
   void before_steal(const c10::Stream& stream);
+  /// Has no reader come since `before_steal`? For checks of I8.
+  [[nodiscard]] bool ready_to_steal();
   /// The block's memory is about to be freed.
   void before_free(const c10::DataPtr& data) noexcept;
 
@@ -67,6 +69,7 @@ class StreamOrder {
   Ready ready_;
   std::vector<std::pair<c10::Stream, std::shared_ptr<c10::Event>>> copies_;
   std::vector<c10::Stream> recorded_;
+  bool ready_to_steal_ = false;
 };
 
 }  // namespace torchcow

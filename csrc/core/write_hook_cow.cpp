@@ -1,4 +1,5 @@
 #include "engine_state.h"
+#include "invariant.h"
 #include "retire.h"
 #include "torch_internals.h"
 #include "write_hook.h"
@@ -162,6 +163,7 @@ class Hook final : public c10::Allocator {
       storage_->set_data_ptr_noswap(reference(const_cast<void*>(sharer.data()), sharer.block->device()));
     }
     sharer_ = &sharer;
+    TORCHCOW_INVARIANT(I2, ours() && flag_of(*storage_), sharer.bytes);
     return old;
   }
 

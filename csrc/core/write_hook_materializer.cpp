@@ -1,3 +1,4 @@
+#include "invariant.h"
 #include "write_hook.h"
 
 #include "storage_table.h"
@@ -63,6 +64,7 @@ c10::DataPtr arm(c10::StorageImpl& storage, Sharer& sharer) noexcept {
   storage.set_materializer(&on_first_write);
   c10::DataPtr old = std::move(storage._mutable_data_ptr_no_checks());
   storage.set_data_ptr_noswap(pointer_to(sharer));
+  TORCHCOW_INVARIANT(I2, storage.has_materializer() && sharer_of(storage) == &sharer, sharer.bytes);
   return old;
 }
 
@@ -87,6 +89,7 @@ void reseat(c10::StorageImpl& storage, c10::DataPtr memory, bool from_hook) noex
   } else {
     storage.clear_materializer();
   }
+  TORCHCOW_INVARIANT(I2, sharer_of(storage) == nullptr && storage.has_materializer() == from_hook, from_hook);
 }
 
 c10::Allocator* allocator_of(const c10::StorageImpl& storage) noexcept {

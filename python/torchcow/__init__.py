@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from torchcow.engine.patch import Patch, deepcopy, patch
     from torchcow.engine.reading import reading
     from torchcow.engine.reshare import Reshared, reshare
-    from torchcow.errors import CloneError, FileError, IsolationError, PathError, RegistryError, StateError
+    from torchcow.errors import (
+        CloneError,
+        FileError,
+        InternalError,
+        IsolationError,
+        PathError,
+        RegistryError,
+        StateError,
+    )
     from torchcow.persist.delta import load_delta, save_delta
     from torchcow.registry import Registry, Version
     from torchcow.report.accounting import Event, Ledger, events, is_shared, ledger
@@ -37,6 +45,7 @@ __all__ = [
     "Event",
     "Explanation",
     "FileError",
+    "InternalError",
     "IsolationError",
     "Ledger",
     "Materialization",
@@ -80,7 +89,15 @@ _MODULES = {
     "engine.patch": ("Patch", "deepcopy", "patch"),
     "engine.reading": ("reading",),
     "engine.reshare": ("Reshared", "reshare"),
-    "errors": ("CloneError", "FileError", "IsolationError", "PathError", "RegistryError", "StateError"),
+    "errors": (
+        "CloneError",
+        "FileError",
+        "InternalError",
+        "IsolationError",
+        "PathError",
+        "RegistryError",
+        "StateError",
+    ),
     "persist.delta": ("load_delta", "save_delta"),
     "registry": ("Registry", "Version"),
     "report.accounting": ("Event", "Ledger", "events", "is_shared", "ledger"),

@@ -3,8 +3,8 @@
 
 ``StateError`` and its subclasses are about files and registries, and all of them are a ``ValueError``. ``CloneError``
 and ``PathError`` are about the objects in a prototype. ``IsolationError`` is the worst one: it reports wrong values.
-Other errors have a class of Python or torch: ``TypeError`` and ``ValueError`` for arguments,
-``torch.OutOfMemoryError`` or ``RuntimeError`` for memory.
+``InternalError`` reports a defect of the engine. Other errors have a class of Python or torch: ``TypeError`` and
+``ValueError`` for arguments, ``torch.OutOfMemoryError`` or ``RuntimeError`` for memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from __future__ import annotations
 
 class IsolationError(AssertionError):
     """Shared memory was written in a way that the engine cannot detect; all tensors that share it hold wrong values."""
+
+
+class InternalError(AssertionError):
+    """The engine found one of its own invariants broken: a defect of torchcow, whose message names the invariant."""
 
 
 class CloneError(TypeError, RuntimeError):
