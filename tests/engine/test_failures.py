@@ -72,7 +72,7 @@ def fails_at(index, act):
 
 @pytest.mark.parametrize("writer", ["source", "clone"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_one_operator(name, writer):
+def test_one_operator_I5(name, writer):
     act = OPERATORS[name]
     for index in range(MOST):
         source = matrices()
@@ -125,7 +125,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program(name):
+def test_a_program_I5(name):
     act, raised = PROGRAMS[name], 0
     for index in range(MOST):
         source = module()
@@ -151,7 +151,7 @@ def test_a_program(name):
         assert_same(freeze(oracle), fresh, f"{name}, without failures")
 
 
-def test_failing_while_cloning_leaves_the_source():
+def test_failing_while_cloning_leaves_the_source_I5():
     """Eager copies allocate during the clone itself."""
     source = [*matrices(2), torch.from_numpy(torch.rand(SIDE, SIDE).numpy().copy()), *matrices(2)]
     before = freeze(source)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("write", writes.TABLE, ids=lambda write: write.name)
-def test_write(write):
+def test_write_I1(write):
     check_isolation(write.make, write.write, writes=write.changes)
 
 
@@ -71,7 +71,7 @@ VIEW_WRITES = {
 
 @pytest.mark.parametrize("write", VIEW_WRITES)
 @pytest.mark.parametrize("view", writes.VIEWS)
-def test_through_a_view(view, write):
+def test_through_a_view_I1(view, write):
     """Views taken from the source before the clones are made, from the clones afterwards."""
     make = writes.complex_matrix if view in writes.COMPLEX_VIEWS else writes.matrix
     check_isolation(make, VIEW_WRITES[write], target=writes.VIEWS[view])

@@ -70,7 +70,7 @@ EXPORTS = {**NUMPY, **DLPACK, **RAW}
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_handle_taken_after_the_clone(name):
+def test_handle_taken_after_the_clone_I2(name):
     check_isolation(matrix, lambda t: EXPORTS[name](t).fill(5))
 
 
@@ -169,7 +169,7 @@ def test_numpy_before_the_clone_is_an_eager_copy_with_a_reason(name):
 
 
 @pytest.mark.sharing
-def test_a_write_through_a_forgotten_address_is_found_by_verify():
+def test_a_write_through_a_forgotten_address_is_found_by_verify_I1():
     source = matrix()
     handle = from_address(source.data_ptr())
     clone = torchcow.clone(source)
@@ -219,7 +219,7 @@ HOLDERS["storage"] = lambda t: t.untyped_storage()
 
 @pytest.mark.parametrize("first", ["source", "clone"])
 @pytest.mark.parametrize("name", HOLDERS)
-def test_memory_that_was_left_stays_readable_for_its_holders(name, first):
+def test_memory_that_was_left_stays_readable_for_its_holders_I3(name, first):
     """Churn the heap after every relative has gone or moved: the handle must still see something it may see."""
     source = matrix()
     source.fill_(3)

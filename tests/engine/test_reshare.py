@@ -71,7 +71,7 @@ def test_copies_of_all_kinds_come_together():
     assert not torchcow.is_shared(copies[4].weight)
 
 
-def test_bits_decide():
+def test_bits_decide_I11():
     zero, minus, nan = torch.zeros(1000), -torch.zeros(1000), torch.full((1000,), float("nan"))
     assert torchcow.reshare(zero, minus).tensors == 0
     assert torchcow.reshare(nan, nan.clone()).tensors == 1
@@ -134,7 +134,7 @@ def test_nothing_to_do():
     assert torchcow.reshare(one, one, {"again": one.view(-1)}).tensors == 0
 
 
-def test_writers_and_readers_in_other_threads():
+def test_writers_and_readers_in_other_threads_I11():
     start = torch.full((SIDE, SIDE), 1.0)
     tensors = [start.clone() for _ in range(4)]
     stop = threading.Event()
@@ -166,7 +166,7 @@ def test_writers_and_readers_in_other_threads():
     torchcow.testing.verify()
 
 
-def test_readers_keep_the_memory_that_was_left():
+def test_readers_keep_the_memory_that_was_left_I3():
     a = torch.ones(1 << 18)
     wrong = []
     stop = threading.Event()

@@ -42,7 +42,7 @@ def test_clones_of_one_prototype_in_many_threads():
     assert_same(want, model, "the prototype")
 
 
-def test_racing_clone_materialize_and_drop():
+def test_racing_clone_materialize_and_drop_I6():
     model = prototype()
     want = freeze(model)
     shelf = [torchcow.clone(model) for _ in range(4)]
@@ -153,7 +153,7 @@ def test_inference_on_one_clone_in_two_threads(name):
         together(*[lambda m=m: infer(m) for m in (clone, clone, clone, other, source)])
 
 
-def test_hogwild_reader():
+def test_hogwild_reader_I7():
     """One thread reads the source, without end, while it is cloned, written, and its clones are dropped."""
     source = torch.ones(512, 256)
     torn = []
@@ -179,7 +179,7 @@ def test_hogwild_reader():
 
 @STARTS_PROCESSES
 @pytest.mark.parametrize("ends", ["steal", "drop"])
-def test_memory_under_a_reader_is_not_freed(ends):
+def test_memory_under_a_reader_is_not_freed_I3(ends):
     """Break: `retire` that always frees at once; a steal although somebody reads. Freed memory is unmapped here, so the
     reader, a method call that holds no reference of its own, would crash in the middle of it."""
     out = run_script(
@@ -274,7 +274,7 @@ def test_training_of_siblings_in_parallel():
 
 @STARTS_PROCESSES
 @pytest.mark.parametrize("first", ["torchcow", "pool"])
-def test_a_reader_that_never_ran_python(first, tmp_path):
+def test_a_reader_that_never_ran_python_I7(first, tmp_path):
     """`torch.jit.fork` reads in threads of torch. Break: nobody watches for their start. Then the reader meets memory
     that was not written yet, after a skip, and memory that was freed (a crash)."""
     program = tmp_path / "program.py"  # torch.jit.script wants to read it

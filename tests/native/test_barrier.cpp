@@ -246,7 +246,7 @@ TEST_F(Barrier, AnOutOfAnotherSize) {
 }
 
 // Broken by: `being_written` that is always false.
-TEST_F(Barrier, WhatIsBeingWrittenIsNotShared) {
+TEST_F(Barrier, WhatIsBeingWrittenIsNotShared_I6) {
   const auto source = numbers(100);
   auto copy = clone(source);
   while_running = [&] {

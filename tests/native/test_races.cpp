@@ -174,7 +174,7 @@ TEST_F(Races, FirstWritersWhileMemoryRunsOut) {
 // Readers hold a tensor each and sum it, again and again, while its owner writes, clones and drops. Under the
 // sanitizers a freed block is seen at once; without them a sum that no value ever gave shows it. Broken by: `retire`
 // that frees at once; a steal although a former sharer reads.
-TEST_F(Races, ReadersNeverSeeFreedMemory) {
+TEST_F(Races, ReadersNeverSeeFreedMemory_I7) {
   const auto source = at::full({4096}, 1.0F);
   std::atomic<bool> done{false};
   const auto read = [&] {
@@ -199,7 +199,7 @@ TEST_F(Races, ReadersNeverSeeFreedMemory) {
 
 // A clone is taken while an operator writes: it is whole, before or after, or it is refused.
 // Broken by: `being_written` that is always false, or asked before the storage is armed.
-TEST_F(Races, CloneWhileWriting) {
+TEST_F(Races, CloneWhileWriting_I6) {
   const auto source = at::full({20000}, 1.0F);
   std::atomic<bool> done{false};
   int taken = 0;

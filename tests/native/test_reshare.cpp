@@ -48,7 +48,7 @@ TEST_F(Reshare, JoinsASpan) {
 }
 
 // Broken by: `same_span` left out: the bytes that were compared are not those of the joiner any more.
-TEST_F(Reshare, NotAfterAWrite) {
+TEST_F(Reshare, NotAfterAWrite_I11) {
   const auto keeper = numbers(1000), joiner = deep_copy(keeper);
   const auto clones = clone({keeper, joiner});
   write(joiner);
@@ -93,7 +93,7 @@ TEST_F(Reshare, NotOnProbation) {
 }
 
 // I3. Broken by: a `join` without former sharer.
-TEST_F(Reshare, WhoReadsTheOldMemoryStillCan) {
+TEST_F(Reshare, WhoReadsTheOldMemoryStillCan_I3) {
   const auto keeper = numbers(1000);
   const auto joiner = deep_copy(keeper);
   const auto alias = joiner.view({10, 100});

@@ -33,7 +33,7 @@ class Retire : public EngineTest {
 
 // The reader took its address before the write: the writer's old block must stay, and stay as it is.
 // Broken by: `retire` that frees at once; `leave` with `remember == false` in `publish`.
-TEST_F(Retire, AReadersMemorySurvivesTheWriter) {
+TEST_F(Retire, AReadersMemorySurvivesTheWriter_I3) {
   const auto source = numbers(1000);
   const auto expected = deep_copy(source);
   const auto operand = source;  // what a running operator holds
@@ -61,7 +61,7 @@ TEST_F(Retire, WhatAFormerSharerReadsIsNotStolen) {
 }
 
 // Broken by: `still_reads` that does not count references.
-TEST_F(Retire, AnAliasKeepsTheBlock) {
+TEST_F(Retire, AnAliasKeepsTheBlock_I3) {
   set_other_threads_probe([] { return false; });
   const auto source = numbers(100);
   {

@@ -52,7 +52,7 @@ TEST_F(Share, AClonesCloneJoinsTheBlock) {
 }
 
 // Broken by: `new_sharer` without `origin->offset`; the whole block's size for a span.
-TEST_F(Share, ASpanOfASpan) {
+TEST_F(Share, ASpanOfASpan_I4) {
   const auto flat = numbers(100);
   const auto span = clone(flat.narrow(0, 20, 50));
   const auto inner = clone(span.narrow(0, 10, 5));
@@ -256,7 +256,7 @@ TEST_F(Share, ATakenBackSourceStaysWhoeverReads) {
 }
 
 // Broken by: a span that is trusted although the storage may have been resized since (I4).
-TEST_F(Share, ASpanBeyondTheStorageIsRefused) {
+TEST_F(Share, ASpanBeyondTheStorageIsRefused_I4) {
   const auto source = numbers(100);
   SharingCall call;
   Reason reason;

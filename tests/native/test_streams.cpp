@@ -116,7 +116,7 @@ TEST_F(Streams, ACopySeesWhatWasWrittenBeforeTheClone) {
 }
 
 // Broken by: `before_steal` without the siblings' events.
-TEST_F(Streams, AStealWaitsForTheCopiesOfSiblings) {
+TEST_F(Streams, AStealWaitsForTheCopiesOfSiblings_I8) {
   auto source = device_numbers(100);
   auto sibling = clone(source);
   const auto thief = clone(source);
@@ -238,7 +238,7 @@ TEST_F(Streams, AStealWaitsForTheHomeOfTheSource) {
 }
 
 // Broken by: `after_copy` that tells the allocator nothing: the block's memory would be given away under the copy.
-TEST_F(Streams, ABlockIsNotFreedUnderPendingCopies) {
+TEST_F(Streams, ABlockIsNotFreedUnderPendingCopies_I8) {
   auto source = device_numbers(100);
   auto copy = clone(source);
   const auto block = name(source);

@@ -62,7 +62,7 @@ class Meter final : public c10::MemoryReportingInfoBase {
 };
 
 // Broken by: no `set_materializer`, or no hooked allocator: the write goes into the block.
-TEST_P(WriteHook, ARawPointerMaterializes) {
+TEST_P(WriteHook, ARawPointerMaterializes_I2) {
   const auto source = numbers(100);
   const auto expected = deep_copy(source);
   const auto copy = clone(source);
@@ -74,7 +74,7 @@ TEST_P(WriteHook, ARawPointerMaterializes) {
 }
 
 // Broken by: a hook on clones only.
-TEST_P(WriteHook, TheSourceIsArmedToo) {
+TEST_P(WriteHook, TheSourceIsArmedToo_I2) {
   const auto source = numbers(100);
   const auto copy = clone(source);
   static_cast<float*>(source.mutable_data_ptr())[7] = -1;

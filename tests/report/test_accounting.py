@@ -58,7 +58,7 @@ def test_bytes_of_the_ledger():
     assert now.unique_bytes - before.unique_bytes == BYTES
 
 
-def test_memory_of_relatives():
+def test_memory_of_relatives_I9():
     source = matrix()
     clone, other = torchcow.clone(source), torchcow.clone(source)
     alone = torchcow.memory(clone)
@@ -95,7 +95,7 @@ def test_views_and_ties_count_once():
     assert_adds_up(graph, clone)
 
 
-def test_models_add_up_through_writes():
+def test_models_add_up_through_writes_I9():
     model = nn.Sequential(nn.Linear(SIDE, SIDE), nn.BatchNorm1d(SIDE), nn.Linear(SIDE, SIDE))
     family = [model, *(torchcow.clone(model) for _ in range(4))]
     for index, member in enumerate(family):
@@ -156,7 +156,7 @@ def test_what_is_large_is_shared_by_default():
     assert torchcow.is_shared(source) and torchcow.is_shared(clone)
 
 
-def test_nothing_is_un_shared_without_a_recorded_reason():
+def test_nothing_is_un_shared_without_a_recorded_reason_I10():
     """Every tensor of every kind is either shared, or an eager event says why not."""
     kinds = {
         "float": matrix(),
