@@ -17,17 +17,16 @@ runtime() {
   realpath "$path"
 }
 
-# configure FOLDER SANITIZERS [FLAGS]: builds the tests, and a package whose extension is instrumented
+# configure PRESET: builds the tests, and a package with the extension of that preset, in build/PRESET
 configure() {
-  local folder="$1" sanitizers="$2" flags="${3:--O1}" tests=OFF
+  local folder="build/$1" tests=OFF
   have_gtest && tests=ON
   mkdir -p "$folder/package"
   rm -rf "$folder"/package/torchcow*
   cp -r python/torchcow* "$folder/package/"
   rm -f "$folder"/package/torchcow/*.so
-  # Debug assertions of torch's headers stay in: no NDEBUG.
-  cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="$flags" -DTORCHCOW_SANITIZE="$sanitizers" \
-    -DTORCHCOW_TESTS="$tests" -DPython_EXECUTABLE="$python" -DTORCHCOW_OUTPUT_DIR="$PWD/$folder/package/torchcow" \
+  cmake --preset "$1" -DTORCHCOW_TESTS="$tests" -DPython_EXECUTABLE="$python" \
+    -DTORCHCOW_OUTPUT_DIR="$PWD/$folder/package/torchcow" \
     >"$folder/configure.log" 2>&1 || { cat "$folder/configure.log"; exit 1; }
   cmake --build "$folder" ${JOBS:+-j "$JOBS"}
 }

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 source tests/sanitizers/common.sh
 
 export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"
-configure build/asan address,undefined
+configure asan
 
 echo "== C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 if have_gtest; then

@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 source tests/sanitizers/common.sh
 
-configure build/coverage "" "--coverage -O0"
+configure coverage
 find build/coverage -name '*.gcda' -delete
 if have_gtest; then ctest --test-dir build/coverage --output-on-failure; fi
 

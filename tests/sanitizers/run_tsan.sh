@@ -12,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 source tests/sanitizers/common.sh
 
-configure build/tsan thread
+configure tsan
 
 # ignore_noninstrumented_modules: accesses inside of torch's and Python's libraries (memcpy, free) are not reported; what
 # the engine itself reads and writes is.
