@@ -34,7 +34,7 @@ requirements = $(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build demo test test-models native-test lint tidy format docs docs-links asan tsan coverage \
+.PHONY: help venv build demo test test-models native-test test-checks mutants lint tidy format docs docs-links asan tsan coverage \
   test-torch test-package dist bench bench-tables gpu clean
 
 help: ## list the targets
@@ -113,6 +113,16 @@ native-test: build
 	else \
 	  echo "LEFT OUT: the C++ tests, because GoogleTest is not installed (Debian: apt-get install libgtest-dev)"; \
 	fi
+
+test-checks: $(VENV)/.dev native-test ## tests of the engine and its reports, with all invariants checked (TORCHCOW_CHECKS=1)
+	@if $(HAVE_GTEST); then TORCHCOW_CHECKS=1 $(BIN)/ctest --test-dir $(BUILD_DIR) --output-on-failure; fi
+	TORCHCOW_CHECKS=1 $(BIN)/python -m pytest tests/engine tests/report -q --ignore=tests/engine/test_isolation_opinfo.py \
+	  --ignore=tests/engine/test_reading_opinfo.py $(PYTEST_ARGS)
+
+MUTANTS ?=
+
+mutants: $(VENV)/.dev build ## break the project on purpose, and see that tests fail; MUTANTS="name ..." picks some
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, clang-format, spelling, workflows, commit titles, repo-review
 	$(BIN)/ruff check .
