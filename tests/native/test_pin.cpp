@@ -71,7 +71,7 @@ TEST_F(Pins, NotWhileABlockIsStolenOrOnProbation) {
     std::lock_guard lock(engine().mutex);
     EXPECT_FALSE(may_be_pinned(block_of(source)));
   }
-  for (const auto& made : call.made()) SharingCall::confirm(made);
+  for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
   std::lock_guard lock(engine().mutex);
   auto& block = block_of(source);
   EXPECT_TRUE(may_be_pinned(block));
