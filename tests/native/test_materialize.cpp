@@ -340,7 +340,7 @@ TEST_F(Materialize, WhatNobodySawIsNotRecorded) {
   Reason reason;
   const auto copy = clone(call, source, reason);
   materialize({{&storage_impl(copy)}}, {"test", false, false});
-  for (const auto& made : call.made()) SharingCall::confirm(made);
+  for (const auto& probation : call.probations()) SharingCall::confirm(*probation);
   EXPECT_FALSE(shared(copy));
   EXPECT_TRUE(materializations().empty());
 }
