@@ -28,8 +28,8 @@ c10::StorageImpl* storage_of(const at::Tensor& tensor) {
 }
 
 py::tuple event_tuple(const Event& event) {
-  return py::make_tuple(to_string(event.kind), to_string(event.way), event.operator_name, event.bytes,
-                        to_string(event.reason), describe(event.reason), event.device.str(),
+  return py::make_tuple(event.way == Way::eager ? "eager" : "materialize", to_string(event.way), event.operator_name,
+                        event.bytes, to_string(event.reason), describe(event.reason), event.device.str(),
                         reinterpret_cast<std::uintptr_t>(event.storage));
 }
 
@@ -44,8 +44,7 @@ py::object tensor_cause(const at::Tensor& tensor) {
   if (storage == nullptr) return py::none();
   auto event = last_event(*storage);
   if (!event && tiny(storage->device(), storage->nbytes())) {  // not remembered, as it can be seen
-    event.emplace(Kind::eager, Way::eager, Reason::tiny, "torchcow.clone", storage->nbytes(), storage->device(),
-                  storage);
+    event.emplace(Way::eager, Reason::tiny, "torchcow.clone", storage->nbytes(), storage->device(), storage);
   }
   return event ? py::object(event_tuple(*event)) : py::none();
 }

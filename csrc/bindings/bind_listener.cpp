@@ -37,7 +37,7 @@ void call(const Event& event, bool here) noexcept {
   PyErr_Fetch(&type, &value, &traceback);
   try {
     const auto listener = py::reinterpret_borrow<py::object>(function);
-    listener(to_string(event.kind), to_string(event.way), event.operator_name, event.bytes, event.device.str(),
+    listener(to_string(event.way), event.operator_name, event.bytes, event.device.str(),
              reinterpret_cast<std::uintptr_t>(event.storage), here);
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("a callback of torchcow.on_materialize");

@@ -48,8 +48,6 @@ const AtFork at_fork(ForkStage::events, {.before = &lock_ring, .in_parent = &unl
 
 }  // namespace
 
-const char* to_string(Kind kind) noexcept { return kind == Kind::materialize ? "materialize" : "eager"; }
-
 const char* to_string(Way way) noexcept {
   switch (way) {
     case Way::steal:
@@ -113,7 +111,7 @@ Words words_for(Reason reason) noexcept {
 const char* to_string(Reason reason) noexcept { return words_for(reason).word; }
 const char* describe(Reason reason) noexcept { return words_for(reason).sentence; }
 
-void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
+void record(Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
             c10::StorageImpl* storage) noexcept {
   auto& self = ring();
   std::lock_guard lock(self.mutex);
@@ -122,7 +120,7 @@ void record(Kind kind, Way way, Reason reason, std::string_view operator_name, s
     ++self.forgotten;
   }
   try {
-    self.events.emplace_back(kind, way, reason, operator_name, bytes, device, storage);
+    self.events.emplace_back(way, reason, operator_name, bytes, device, storage);
   } catch (const std::bad_alloc&) {
     ++self.forgotten;
     self.complete = false;

@@ -24,7 +24,7 @@
 
 namespace torchcow {
 
-enum class Kind : std::uint8_t { materialize, eager };
+/// How a storage got memory of its own: by a first write, or, if `eager`, because clone copied it at once.
 enum class Way : std::uint8_t { steal, copy, skip, eager };
 
 /// Why a storage was copied when it was cloned.
@@ -44,14 +44,12 @@ enum class Reason : std::uint8_t {
   kind,      ///< quantized, sparse, nested or a subclass that copies itself
 };
 
-const char* to_string(Kind) noexcept;
 const char* to_string(Way) noexcept;
 const char* to_string(Reason) noexcept;
 /// The reason in a sentence.
 const char* describe(Reason) noexcept;
 
 struct Event {
-  Kind kind;
   Way way;
   Reason reason;
   std::string operator_name;
@@ -59,21 +57,15 @@ struct Event {
   c10::Device device;
   const c10::StorageImpl* storage;  ///< its identity, never to be followed
 
-  Event(Kind kind_, Way way_, Reason reason_, std::string_view operator_name_, std::size_t bytes_, c10::Device device_,
+  Event(Way way_, Reason reason_, std::string_view operator_name_, std::size_t bytes_, c10::Device device_,
         const c10::StorageImpl* storage_)
-      : kind(kind_),
-        way(way_),
-        reason(reason_),
-        operator_name(operator_name_),
-        bytes(bytes_),
-        device(device_),
-        storage(storage_) {}
+      : way(way_), reason(reason_), operator_name(operator_name_), bytes(bytes_), device(device_), storage(storage_) {}
 };
 
 inline constexpr std::size_t event_capacity = 1 << 16;
 
 /// `storage`: which one has memory of its own now; null where nobody will ask for its last event.
-void record(Kind kind, Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
+void record(Way way, Reason reason, std::string_view operator_name, std::size_t bytes, c10::Device device,
             c10::StorageImpl* storage = nullptr) noexcept;
 
 /// The events in the ring. The storage of an event is null unless that address can mean no other one.

@@ -200,8 +200,7 @@ void publish(Jobs& jobs, const Cause& cause, std::vector<Skipped>* skipped, bool
       continue;
     }
     Block& block = *sharer.block;
-    if (cause.visible)
-      record(Kind::materialize, job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
+    if (cause.visible) record(job.way, Reason::none, cause.operator_name, sharer.bytes, block.device(), job.storage);
     TORCHCOW_INVARIANT(I7, job.way != Way::skip || alone(), cause.operator_name);
     for (auto& former_sharer : job.former_sharer) former_sharer.exposure = sharer.exposure;
     if (job.way == Way::steal) {
@@ -229,8 +228,8 @@ std::vector<Event> news_of(const Jobs& jobs, const Cause& cause) {
   if (listen == nullptr || !cause.visible) return news;
   news.reserve(jobs.size());
   for (const auto& job : jobs) {
-    news.emplace_back(Kind::materialize, job.way, Reason::none, cause.operator_name, job.sharer->bytes,
-                      job.sharer->block->device(), job.storage);
+    news.emplace_back(job.way, Reason::none, cause.operator_name, job.sharer->bytes, job.sharer->block->device(),
+                      job.storage);
   }
   return news;
 }

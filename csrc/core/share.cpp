@@ -279,7 +279,7 @@ void SharingCall::confirm(Probation& probation) {
 void SharingCall::take_back(Probation& probation, Reason reason) {
   for (const auto& clone : probation.clones) {
     materialize({{clone.get()}}, {"torchcow.clone", false, false});
-    record(Kind::eager, Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device(), clone.get());
+    record(Way::eager, reason, "torchcow.clone", clone->nbytes(), clone->device(), clone.get());
   }
   materialize({{probation.source.get()}}, {"torchcow.clone", false, false, /*stays=*/true});
   confirm(probation);

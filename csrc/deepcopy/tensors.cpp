@@ -50,7 +50,7 @@ bool watched() {
 void copied(Reason reason, const c10::Storage& copy) {
   auto* storage = copy.unsafeGetStorageImpl();
   // Why a tiny storage is not shared can be seen from its size.
-  record(Kind::eager, Way::eager, reason, "torchcow.clone", storage->nbytes(), storage->device(),
+  record(Way::eager, reason, "torchcow.clone", storage->nbytes(), storage->device(),
          reason == Reason::tiny ? nullptr : storage);
 }
 
@@ -58,7 +58,7 @@ void copied(Reason reason, const at::Tensor& copy) {
   if (copy.unsafeGetTensorImpl()->has_storage()) {
     copied(reason, copy.unsafeGetTensorImpl()->unsafe_storage());
   } else {
-    record(Kind::eager, Way::eager, reason, "torchcow.clone", 0, copy.device());
+    record(Way::eager, reason, "torchcow.clone", 0, copy.device());
   }
 }
 

@@ -86,7 +86,7 @@ at::Tensor deep_copy(const at::Tensor& tensor) {
 std::vector<std::string> materializations() {
   std::vector<std::string> lines;
   for (const auto& event : events(true)) {
-    if (event.kind != Kind::materialize) continue;
+    if (event.way == Way::eager) continue;
     lines.push_back(std::string(to_string(event.way)) + " " + event.operator_name + " " + std::to_string(event.bytes));
   }
   return lines;

@@ -146,8 +146,7 @@ TEST_F(BadAlloc, LeavingAndRetiringNeedNone) {
 TEST_F(BadAlloc, AnEventWithoutMemoryIsForgottenAndCounted) {
   const auto before = totals().forgotten_events;
   left = 0;
-  record(Kind::eager, Way::eager, Reason::tiny, "an operator whose name is too long for any short string", 1,
-         c10::kCPU);
+  record(Way::eager, Reason::tiny, "an operator whose name is too long for any short string", 1, c10::kCPU);
   left = -1;
   EXPECT_EQ(totals().forgotten_events, before + 1);
 }

@@ -20,7 +20,7 @@ class Events : public EngineTest {};
 TEST_F(Events, OldEventsAreForgottenAndCounted) {
   const auto before = totals().forgotten_events;
   for (std::size_t i = 0; i < event_capacity + 3; ++i) {
-    record(Kind::eager, Way::eager, Reason::tiny, "test", i, c10::kCPU);
+    record(Way::eager, Reason::tiny, "test", i, c10::kCPU);
   }
   EXPECT_EQ(totals().forgotten_events - before, 3U);
   const auto kept = events(true);

@@ -174,7 +174,7 @@ TEST_F(Share, ATakenBackShareIsAsIfItHadNotBeen) {
   const auto recorded = events(true);
   ASSERT_EQ(recorded.size(), 2U);
   for (const auto& event : recorded) {
-    EXPECT_EQ(event.kind, Kind::eager);
+    EXPECT_EQ(event.way, Way::eager);
     EXPECT_EQ(event.reason, Reason::outside);
   }
 }

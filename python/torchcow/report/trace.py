@@ -161,7 +161,7 @@ def _install() -> None:
     _C.set_listener(_tell if _callbacks else None)
 
 
-def _tell(_kind: str, way: str, operator: str, size: int, device: str, storage: int, here: bool) -> None:
+def _tell(way: str, operator: str, size: int, device: str, storage: int, here: bool) -> None:
     stack = None
     errors: list[BaseException] = []
     news = Materialization(way, operator, size, device, threading.current_thread().name if here else "", None, storage)
