@@ -49,7 +49,7 @@ py::object entry(const py::object& source, const py::object& memo) {
   }
   if (!copy) {
     copy = protocol.inherited(source.ptr(), memo.ptr());
-    if (Py_TYPE(source.ptr()) != protocol.storage_type) note_seen_or_record(known, source.ptr(), copy.ptr());
+    if (Py_TYPE(source.ptr()) != protocol.storage.type) note_seen_or_record(known, source.ptr(), copy.ptr());
   }
   return copy;
 }
@@ -61,8 +61,8 @@ void record_subclasses(const Call& call, PyObject* memo) {
   const auto copies = steal(PyDict_Values(memo));
   for (const auto copy : py::reinterpret_borrow<py::list>(copies)) {
     auto* type = Py_TYPE(copy.ptr());
-    if (type != protocol.tensor_type && type != protocol.parameter_type &&
-        PyType_IsSubtype(type, protocol.tensor_type)) {
+    if (type != protocol.tensor.type && type != protocol.parameter.type &&
+        PyType_IsSubtype(type, protocol.tensor.type)) {
       record_if_copied(copy.ptr());
     }
   }
@@ -141,7 +141,7 @@ struct How {
 
 py::object deep_copy(const py::object& source, const py::object& memo, const How& how) {
   check_stack();
-  if (is_unusual(memo)) return borrow(Protocol::get().copys_deepcopy)(source, memo);
+  if (is_unusual(memo)) return borrow(Protocol::get().python_deepcopy)(source, memo);
   std::optional<Apart> apart;
   if (Call* running = Call::running(memo.ptr())) {
     if (how.apart) apart.emplace(*running);

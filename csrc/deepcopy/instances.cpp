@@ -30,7 +30,7 @@ PyObject* Walk::enter_instance(PyObject* source, bool module) {
     dict = attributes.ptr();
   }
   // If nobody but the instance and we hold the dict, the copied attributes need no dict beside the copy's own.
-  frame.phase = memo_.hidden() && Py_REFCNT(dict) == 2 ? 0 : 1;
+  frame.phase = memo_.hidden() && has_references(dict, 2) ? 0 : 1;
   frame.size = PyDict_GET_SIZE(dict);
   frame.extra = std::move(attributes);
   return nullptr;

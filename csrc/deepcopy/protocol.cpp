@@ -15,16 +15,6 @@ namespace {
 /// Kept for the life of the process.
 PyObject* keep(py::object object) { return object.release().ptr(); }
 
-PyObject* of_type(PyTypeObject* type, PyObject* name) { return _PyType_Lookup(type, name); }
-
-/// Changes whenever the class or one of its bases does, and is never used twice; 0 if the class has run out of numbers.
-std::uint64_t version_of(PyTypeObject* type) {
-#if PY_VERSION_HEX < 0x030D0000
-  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
-#endif
-  return type->tp_version_tag;
-}
-
 /// `dict.get(key)`, borrowed; runs `__hash__` of a metaclass if there is one.
 PyObject* look_up(PyObject* dict, PyTypeObject* key) {
   PyObject* found = PyDict_GetItemWithError(dict, reinterpret_cast<PyObject*>(key));
@@ -81,38 +71,40 @@ Protocol::Protocol() {
   copy_tuple_ = attribute(copy, "_deepcopy_tuple");
   copy_dict_ = attribute(copy, "_deepcopy_dict");
   copy_method_ = attribute(copy, "_deepcopy_method");
-  copys_deepcopy = function_of_its_own(copy.attr("deepcopy"));
+  python_deepcopy = function_of_its_own(copy.attr("deepcopy"));
   call_reconstruct =
       keep(py::eval("lambda source, memo, reduced: _reconstruct(source, memo, *reduced)", copy.attr("__dict__")));
   error = attribute(copy, "Error");
   dispatch_table = attribute(copyreg, "dispatch_table");
+  table_changes_.emplace(dispatch_, dispatch_table);
 
-  object_reduce_ex_ = of_type(&PyBaseObject_Type, names.reduce_ex);
-  object_reduce_ = of_type(&PyBaseObject_Type, names.reduce);
-  object_getstate_ = of_type(&PyBaseObject_Type, names.getstate);  // nullptr before Python 3.11
-  object_getattribute_ = of_type(&PyBaseObject_Type, names.getattribute);
+  object_reduce_ex_ = find_in_class(&PyBaseObject_Type, names.reduce_ex);
+  object_reduce_ = find_in_class(&PyBaseObject_Type, names.reduce);
+  object_getstate_ = find_in_class(&PyBaseObject_Type, names.getstate);  // nullptr before Python 3.11
+  object_getattribute_ = find_in_class(&PyBaseObject_Type, names.getattribute);
 
   const auto torch = py::module_::import("torch");
   const auto module_class = torch.attr("nn").attr("Module");
   module_type = reinterpret_cast<PyTypeObject*>(keep(module_class));
-  parameter_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("nn").attr("Parameter")));
-  tensor_type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
-  storage_type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("UntypedStorage")));
+  parameter.type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("nn").attr("Parameter")));
+  tensor.type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
+  storage.type = reinterpret_cast<PyTypeObject*>(keep(torch.attr("UntypedStorage")));
   device_mode_type =
       reinterpret_cast<PyTypeObject*>(keep(py::module_::import("torch.utils._device").attr("DeviceContext")));
-  module_getattr_ = written_in(of_type(module_type, names.getattr), "torch/nn/modules/module.py");
-  module_getstate_ = written_in(of_type(module_type, names.getstate), "torch/nn/modules/module.py");
-  module_setstate_ = written_in(of_type(module_type, names.setstate), "torch/nn/modules/module.py");
-  parameter_deepcopy_ = written_in(of_type(parameter_type, names.deepcopy), "torch/nn/parameter.py");
-  tensor_deepcopy_ = written_in(of_type(tensor_type, names.deepcopy), "torch/_tensor.py");
-  storage_deepcopy_ = written_in(of_type(storage_type, names.deepcopy), "torch/storage.py");
+  module_getattr_ = written_in(find_in_class(module_type, names.getattr), "torch/nn/modules/module.py");
+  module_getstate_ = written_in(find_in_class(module_type, names.getstate), "torch/nn/modules/module.py");
+  module_setstate_ = written_in(find_in_class(module_type, names.setstate), "torch/nn/modules/module.py");
+  parameter.torch_deepcopy = written_in(find_in_class(parameter.type, names.deepcopy), "torch/nn/parameter.py");
+  tensor.torch_deepcopy = written_in(find_in_class(tensor.type, names.deepcopy), "torch/_tensor.py");
+  storage.torch_deepcopy = written_in(find_in_class(storage.type, names.deepcopy), "torch/storage.py");
   const auto enum_type = py::module_::import("enum").attr("Enum");
-  enum_deepcopy_ = written_in(of_type(reinterpret_cast<PyTypeObject*>(enum_type.ptr()), names.deepcopy), "enum.py");
-  parameter_new_ = of_type(parameter_type, names.new_);
-  parameter_init_ = of_type(parameter_type, names.init);
-  parameter_torch_function_ = of_type(parameter_type, names.torch_function);
-  tensor_data_ = of_type(tensor_type, names.data);
-  tensor_requires_grad_ = of_type(tensor_type, names.requires_grad);
+  enum_deepcopy_ =
+      written_in(find_in_class(reinterpret_cast<PyTypeObject*>(enum_type.ptr()), names.deepcopy), "enum.py");
+  parameter_new_ = find_in_class(parameter.type, names.new_);
+  parameter_init_ = find_in_class(parameter.type, names.init);
+  parameter_torch_function_ = find_in_class(parameter.type, names.torch_function);
+  tensor_data_ = find_in_class(tensor.type, names.data);
+  tensor_requires_grad_ = find_in_class(tensor.type, names.requires_grad);
 
   const auto blank = steal(PyBaseObject_Type.tp_new(module_type, empty_tuple, nullptr));
   if (module_setstate_ != nullptr) borrow(module_setstate_)(blank, py::dict());
@@ -145,37 +137,38 @@ Protocol::Protocol() {
     if (py::hasattr(types, name)) atomic_types_.push_back(reinterpret_cast<PyTypeObject*>(attribute(types, name)));
   }
   for (PyTypeObject* type : {&PyLong_Type, &PyFloat_Type, &PyBool_Type, &PyComplex_Type, &PyBytes_Type, &PyUnicode_Type,
-                             &PyType_Type, &PyRange_Type, &PyProperty_Type, &_PyWeakref_RefType}) {
+                             &PyType_Type, &PyRange_Type, &PyProperty_Type, weak_reference_type()}) {
     atomic_types_.push_back(type);
   }
 }
 
-void Protocol::forget() {
-  const auto dispatch_version = version_of(dispatch_);
-  const auto copyreg_version = version_of(dispatch_table);
-  known_.fill({});
+void Protocol::begin_epoch(std::uint64_t table_changes) {
+  if (++epoch_ == 0) {  // the numbers begin again
+    answers_.fill({});
+    epoch_ = 1;
+  }
   atomic_types_are_plain_ = copy_atomic_ != Py_None && std::ranges::all_of(atomic_types_, [&](PyTypeObject* type) {
                               return look_up(dispatch_, type) == copy_atomic_;
                             });
-  dispatch_version_ = dispatch_version;
-  copyreg_version_ = copyreg_version;
+  seen_table_changes_ = table_changes;  // as it was before the tables were read, which may run Python
 }
 
 PyObject* Protocol::entry_of(PyTypeObject* type) { return look_up(dispatch_, type); }
 
 Treatment Protocol::treatment_of(PyTypeObject* type) {
-  forget_if_tables_changed();
-  auto& [known, older] = known_[hash_of(type) >> (64 - known_bits)];
-  const auto answers = [&](const Known& answer) {
-    return answer.type == type && answer.version != 0 && answer.version == version_of(type);
+  refresh();
+  auto& [newer, older] = answers_[hash_of(type) >> (64 - answer_bits)];
+  const auto holds = [&](const Answer& answer) {
+    return answer.type == type && answer.epoch == epoch_ && answer.version != 0 && answer.version == version_of(type);
   };
-  if (answers(known)) return known.treatment;
-  if (answers(older)) return older.treatment;
-  of_type(type, names.dict);  // gives the class a version number, if it had none
+  if (holds(newer)) return newer.treatment;
+  if (holds(older)) return older.treatment;
+  find_in_class(type, names.dict);  // gives the class a version, if it had none
   const auto version = version_of(type);
+  const auto epoch = epoch_;
   const auto treatment = decide(type);
-  // To decide may run Python, which may change the class, or come here again.
-  if (version == version_of(type)) older = std::exchange(known, {type, version, treatment});
+  // To decide may run Python, which may change the class or the tables, or come here again.
+  if (version == version_of(type) && epoch == epoch_) older = std::exchange(newer, {type, version, epoch, treatment});
   return treatment;
 }
 
@@ -187,10 +180,12 @@ Treatment Protocol::decide(PyTypeObject* type) {
   if (entry == copy_tuple_ && type == &PyTuple_Type) return Treatment::tuple;
   if (entry == copy_dict_ && type == &PyDict_Type) return Treatment::dict;
   if (entry == copy_method_ && type == &PyMethod_Type) return Treatment::method;
-  if (entry == our_parameter_ && old_parameter_ == nullptr && inherits_parameter(type)) return Treatment::parameter;
-  const auto inherits = [&](PyObject* deepcopy) { return of_type(type, names.deepcopy) == deepcopy; };
-  if (entry == our_tensor_ && old_tensor_ == nullptr && inherits(tensor_deepcopy_)) return Treatment::tensor;
-  if (entry == our_storage_ && old_storage_ == nullptr && inherits(storage_deepcopy_)) return Treatment::storage;
+  const auto inherits = [&](const TensorClass& tensor_class) {
+    return find_in_class(type, names.deepcopy) == tensor_class.torch_deepcopy;
+  };
+  if (parameter.is_entered_as(entry) && inherits_parameter(type)) return Treatment::parameter;
+  if (tensor.is_entered_as(entry) && inherits(tensor)) return Treatment::tensor;
+  if (storage.is_entered_as(entry) && inherits(storage)) return Treatment::storage;
   return Treatment::entry;
 }
 
@@ -198,24 +193,24 @@ Treatment Protocol::decide_without_entry(PyTypeObject* type) {
   if (PyType_IsSubtype(type, &PyType_Type)) return Treatment::atomic;
   if (look_up(dispatch_table, type) != nullptr) return Treatment::ask;
   // Not by name: members that are strings or numbers as well find that of str or int, which is the same.
-  if (enum_deepcopy_ != nullptr && of_type(type, names.deepcopy) == enum_deepcopy_ &&
+  if (enum_deepcopy_ != nullptr && find_in_class(type, names.deepcopy) == enum_deepcopy_ &&
       type->tp_getattro == &PyObject_GenericGetAttr)
     return Treatment::atomic;
   if (type == &PyODict_Type) return Treatment::ordered_dict;
   if (type == &PySet_Type) return Treatment::set;
   if (type == &PyFrozenSet_Type) return Treatment::frozenset;
-  if (PyType_IsSubtype(type, parameter_type)) {
+  if (PyType_IsSubtype(type, parameter.type)) {
     return inherits_parameter(type) ? Treatment::parameter : Treatment::ask;
   }
   if (!builds_like_object(type)) return Treatment::ask;
-  PyObject* getattr = of_type(type, names.getattr);
-  PyObject* setstate = of_type(type, names.setstate);
-  PyObject* getstate = of_type(type, names.getstate);
+  PyObject* getattr = find_in_class(type, names.getattr);
+  PyObject* setstate = find_in_class(type, names.setstate);
+  PyObject* getstate = find_in_class(type, names.getstate);
   // As copyreg finds them; it writes them into the class, the first time.
   const auto slots = steal(PyObject_CallMethod(py::module_::import("copyreg").ptr(), "_slotnames", "O", type));
   if (!PyList_Check(slots.ptr())) return Treatment::ask;
   if (PyList_GET_SIZE(slots.ptr()) > 0) {
-    const bool only = type->tp_dictoffset == 0 && of_type(type, names.slotnames) == slots.ptr();
+    const bool only = type->tp_dictoffset == 0 && find_in_class(type, names.slotnames) == slots.ptr();
     return only && getattr == nullptr && setstate == nullptr && getstate == object_getstate_ ? Treatment::slotted
                                                                                              : Treatment::ask;
   }
@@ -235,25 +230,28 @@ bool Protocol::builds_like_object(PyTypeObject* type) const {
     auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(order, i));
     if (base != &PyBaseObject_Type && !PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) return false;
   }
-  PyObject* dict = of_type(type, names.dict);
+  PyObject* dict = find_in_class(type, names.dict);
   if (dict != nullptr && Py_TYPE(dict) != &PyGetSetDescr_Type) return false;
   for (PyObject* name : {names.deepcopy, names.getnewargs, names.getnewargs_ex}) {
-    if (of_type(type, name) != nullptr) return false;
+    if (find_in_class(type, name) != nullptr) return false;
   }
-  return of_type(type, names.reduce_ex) == object_reduce_ex_ && of_type(type, names.reduce) == object_reduce_ &&
-         of_type(type, names.getattribute) == object_getattribute_;
+  return find_in_class(type, names.reduce_ex) == object_reduce_ex_ &&
+         find_in_class(type, names.reduce) == object_reduce_ &&
+         find_in_class(type, names.getattribute) == object_getattribute_;
 }
 
 bool Protocol::inherits_parameter(PyTypeObject* type) const {
-  return parameter_deepcopy_ != nullptr && of_type(type, names.deepcopy) == parameter_deepcopy_ &&
-         of_type(type, names.torch_function) == parameter_torch_function_ &&
-         of_type(type, names.data) == tensor_data_ && of_type(type, names.requires_grad) == tensor_requires_grad_ &&
-         of_type(type, names.getattribute) == object_getattribute_ && of_type(type, names.getattr) == nullptr;
+  return parameter.torch_deepcopy != nullptr && find_in_class(type, names.deepcopy) == parameter.torch_deepcopy &&
+         find_in_class(type, names.torch_function) == parameter_torch_function_ &&
+         find_in_class(type, names.data) == tensor_data_ &&
+         find_in_class(type, names.requires_grad) == tensor_requires_grad_ &&
+         find_in_class(type, names.getattribute) == object_getattribute_ &&
+         find_in_class(type, names.getattr) == nullptr;
 }
 
 bool Protocol::constructs_parameters() const {
-  return of_type(parameter_type, names.new_) == parameter_new_ &&
-         of_type(parameter_type, names.init) == parameter_init_;
+  return find_in_class(parameter.type, names.new_) == parameter_new_ &&
+         find_in_class(parameter.type, names.init) == parameter_init_;
 }
 
 bool Protocol::plain_attributes(PyObject* dict) const { return !holds_dunder(dict); }
@@ -289,25 +287,23 @@ bool Protocol::plain_module(PyObject* dict, std::vector<py::object>& state) cons
   return true;
 }
 
-void Protocol::install(py::object parameter, py::object tensor, py::object storage) {
-  const auto put = [&](PyTypeObject* type, const py::object& entry, PyObject*& ours, PyObject*& old) {
-    old = entry_of(type);
-    Py_XINCREF(old);
-    ours = keep(entry);
-    check(PyDict_SetItem(dispatch_, reinterpret_cast<PyObject*>(type), ours));
+void Protocol::install(py::object parameter_entry, py::object tensor_entry, py::object storage_entry) {
+  const auto put = [&](TensorClass& tensor_class, py::object entry) {
+    tensor_class.previous_entry = entry_of(tensor_class.type);
+    Py_XINCREF(tensor_class.previous_entry);
+    tensor_class.entry = keep(std::move(entry));
+    check(PyDict_SetItem(dispatch_, reinterpret_cast<PyObject*>(tensor_class.type), tensor_class.entry));
   };
-  put(parameter_type, parameter, our_parameter_, old_parameter_);
-  put(tensor_type, tensor, our_tensor_, old_tensor_);
-  put(storage_type, storage, our_storage_, old_storage_);
+  put(parameter, std::move(parameter_entry));
+  put(tensor, std::move(tensor_entry));
+  put(storage, std::move(storage_entry));
 }
 
 py::object Protocol::inherited(PyObject* source, PyObject* memo) {
-  auto* type = Py_TYPE(source);
-  PyObject* old = type == parameter_type ? old_parameter_
-                  : type == tensor_type  ? old_tensor_
-                  : type == storage_type ? old_storage_
-                                         : nullptr;
-  if (old != nullptr) return steal(PyObject_CallFunctionObjArgs(old, source, memo, nullptr));
+  for (const auto* tensor_class : {&parameter, &tensor, &storage}) {
+    if (tensor_class->type != Py_TYPE(source) || tensor_class->previous_entry == nullptr) continue;
+    return steal(PyObject_CallFunctionObjArgs(tensor_class->previous_entry, source, memo, nullptr));
+  }
   return steal(PyObject_CallMethodObjArgs(source, names.deepcopy, memo, nullptr));
 }
 

@@ -4,17 +4,17 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 /// What `copy`, `copyreg` and torch would do with an object, decided once for each class.
 ///
-/// `copy.deepcopy` asks each object for its table entries and methods. Nearly always the answers are the
-/// defaults, and asking is the whole cost. So a class is asked once, and the answer is kept as long as Python's own
-/// version numbers say that nothing it depends on has changed: the class or a base of it (the type's version
-/// tag), `copy._deepcopy_dispatch`, or `copyreg.dispatch_table` (the dicts' version tags). A patch at run time is
-/// noticed by the next object.
+/// `copy.deepcopy` asks each object for its table entries and methods. Nearly always the answers are the defaults, and
+/// asking is the whole cost. So a class is asked once. Its answer is kept until something changes that it depends on:
+/// the class or a base of it, `copy._deepcopy_dispatch`, or `copyreg.dispatch_table` (cpython_internals.h says how
+/// Python shows that). A patch at run time is noticed by the next object.
 ///
-/// What an instance can override by itself (a method in its `__dict__`) is the affair of who copies it.
+/// Overrides in an instance's `__dict__` are not cached: the function that copies an instance looks for them.
 ///
 /// Threads: everything here happens under the interpreter lock.
 
@@ -68,6 +68,19 @@ struct Names {
   PyObject* torch = intern("torch");
 };
 
+/// One of the classes of torch that share memory, and how a deep copy treats it.
+struct TensorClass {
+  PyTypeObject* type = nullptr;
+  PyObject* torch_deepcopy = nullptr;  ///< its `__deepcopy__` if torch wrote that
+  PyObject* entry = nullptr;           ///< ours in copy._deepcopy_dispatch, once installed
+  PyObject* previous_entry = nullptr;  ///< what was in the table before, usually nothing
+
+  /// Does a deep copy of the class reach this entry, and would torch's own method follow without it?
+  [[nodiscard]] bool is_entered_as(PyObject* found) const noexcept {
+    return found == entry && previous_entry == nullptr;
+  }
+};
+
 class Protocol {
  public:
   /// The only one; it lives as long as the process.
@@ -81,7 +94,7 @@ class Protocol {
                         type == &PyFloat_Type || type == Py_TYPE(Py_None) || type == &PyFunction_Type ||
                         type == &PyType_Type;
     if (!atomic) return false;
-    forget_if_tables_changed();
+    refresh();
     return atomic_types_are_plain_;
   }
 
@@ -89,7 +102,7 @@ class Protocol {
   PyObject* entry_of(PyTypeObject* type);
 
   /// The names of a slotted class's slots, a list, borrowed.
-  PyObject* slots_of(PyTypeObject* type) const { return _PyType_Lookup(type, names.slotnames); }
+  PyObject* slots_of(PyTypeObject* type) const { return find_in_class(type, names.slotnames); }
 
   /// Is the constructor of torch.nn.Parameter still torch's?
   bool constructs_parameters() const;
@@ -102,39 +115,42 @@ class Protocol {
   bool plain_module(PyObject* dict, std::vector<py::object>& state) const;
 
   /// Puts entries for parameters, tensors and storages into copy._deepcopy_dispatch.
-  void install(py::object parameter, py::object tensor, py::object storage);
+  void install(py::object parameter_entry, py::object tensor_entry, py::object storage_entry);
   /// What a deep copy of these did before there were such entries, and does without a running clone.
   py::object inherited(PyObject* source, PyObject* memo);
 
   Names names;
-  PyTypeObject *module_type, *parameter_type, *tensor_type, *storage_type, *device_mode_type;
+  TensorClass parameter, tensor, storage;
+  PyTypeObject *module_type, *device_mode_type;
   PyObject *error, *dispatch_table;  // of copy and copyreg
-  PyObject* copys_deepcopy;          // copy.deepcopy as written in Python
+  PyObject* python_deepcopy;         // copy.deepcopy as written in Python
   PyObject* call_reconstruct;        // (source, memo, reduced) -> copy._reconstruct(source, memo, *reduced)
   PyObject* empty_tuple;
 
  private:
   Protocol();
 
-  struct Known {
+  /// How a class is treated: as long as it has this version, and the tables are those of this epoch.
+  struct Answer {
     PyTypeObject* type = nullptr;
-    std::uint64_t version = 0;
+    std::uint32_t version = 0;
+    std::uint32_t epoch = 0;
     Treatment treatment = Treatment::ask;
   };
   Treatment decide(PyTypeObject* type);
   Treatment decide_without_entry(PyTypeObject* type);
   bool builds_like_object(PyTypeObject* type) const;
   bool inherits_parameter(PyTypeObject* type) const;
-  void forget_if_tables_changed() {
-    if (version_of(dispatch_) != dispatch_version_ || version_of(dispatch_table) != copyreg_version_) forget();
+  /// Brings what is kept about the tables up to date: a change of them begins a new epoch.
+  void refresh() {
+    if (const auto changes = table_changes_->count(); changes != seen_table_changes_) begin_epoch(changes);
   }
-  void forget();
+  void begin_epoch(std::uint64_t table_changes);
 
   PyObject* dispatch_;  // copy._deepcopy_dispatch
   PyObject *copy_atomic_, *copy_list_, *copy_tuple_, *copy_dict_, *copy_method_;
   PyObject *object_reduce_ex_, *object_reduce_, *object_getstate_, *object_getattribute_;
-  PyObject *module_getattr_, *module_getstate_, *module_setstate_, *parameter_deepcopy_, *tensor_deepcopy_,
-      *storage_deepcopy_;
+  PyObject *module_getattr_, *module_getstate_, *module_setstate_;
   PyObject *parameter_new_, *parameter_init_, *parameter_torch_function_, *tensor_data_, *tensor_requires_grad_,
       *enum_deepcopy_;
   PyObject* module_attributes_;  // a tuple of what Module.__setstate__ adds
@@ -143,12 +159,12 @@ class Protocol {
     bool holds_children;
   };
   std::vector<UsualAttribute> usual_module_;  // what Module.__init__ sets, in order
-  PyObject *our_parameter_ = nullptr, *our_tensor_ = nullptr, *our_storage_ = nullptr;
-  PyObject *old_parameter_ = nullptr, *old_tensor_ = nullptr, *old_storage_ = nullptr;
 
-  static constexpr int known_bits = 9;
-  std::array<std::array<Known, 2>, 1 << known_bits> known_{};  ///< by the hash of the class; the newer answer first
-  std::uint64_t dispatch_version_ = ~0ULL, copyreg_version_ = ~0ULL;
+  static constexpr int answer_bits = 9;
+  std::array<std::array<Answer, 2>, 1 << answer_bits> answers_{};  ///< by the hash of the class; the newer one first
+  std::uint32_t epoch_ = 0;
+  std::optional<DictChanges> table_changes_;  ///< of copy._deepcopy_dispatch and copyreg.dispatch_table
+  std::uint64_t seen_table_changes_ = ~0ULL;
   std::vector<PyTypeObject*> atomic_types_;
   bool atomic_types_are_plain_ = false;
 };

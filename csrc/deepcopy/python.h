@@ -1,6 +1,6 @@
 #pragma once
 
-#include <torch/csrc/python_headers.h>
+#include "cpython_internals.h"
 
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/pythoncapi_compat.h>
@@ -42,12 +42,6 @@ inline int check(int answer) {
   return py::reinterpret_steal<py::object>(found);
 }
 
-/// The instance's `__dict__` if it has one by now, borrowed; never makes one where there was none to see.
-[[nodiscard]] inline PyObject* existing_dict(PyObject* object) noexcept {
-  PyObject** dict = _PyObject_GetDictPtr(object);
-  return dict == nullptr ? nullptr : *dict;
-}
-
 /// Has the instance anything in its `__dict__`?
 [[nodiscard]] inline bool has_attributes(PyObject* object) noexcept {
   PyObject* dict = existing_dict(object);
@@ -57,19 +51,6 @@ inline int check(int answer) {
 /// Of an object's identity; the upper bits are the good ones.
 [[nodiscard]] inline std::uint64_t hash_of(const void* object) noexcept {
   return (reinterpret_cast<std::uintptr_t>(object) >> 4) * 0x9E3779B97F4A7C15ULL;
-}
-
-/// Changes whenever the dict does.
-[[nodiscard]] inline std::uint64_t version_of(PyObject* dict) noexcept {
-#if PY_VERSION_HEX < 0x030E0000
-  C10_DIAGNOSTIC_PUSH_AND_IGNORED_IF_DEFINED("-Wdeprecated-declarations")
-  return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
-  C10_DIAGNOSTIC_POP()
-#else
-  static std::uint64_t never_the_same = 0;  // Python keeps no count any more
-  (void)dict;
-  return ++never_the_same;
-#endif
 }
 
 }  // namespace torchcow

@@ -67,21 +67,6 @@ void copied(Reason reason, const at::Tensor& copy) {
 /// kernels load vectors of 16 bytes. A clone that starts elsewhere would compute other last bits.
 constexpr std::size_t vector_bytes = 16;
 
-/// Would `source.__deepcopy__` call torch's method, and no other one that the instance has?
-bool inherits_deepcopy(PyObject* source) {
-  const auto& names = Protocol::get().names;
-#if PY_VERSION_HEX < 0x030D0000
-  PyObject* method = nullptr;
-  const bool unbound = _PyObject_GetMethod(source, names.deepcopy, &method) != 0;
-  const auto found = steal(method);
-  return unbound && found.ptr() == _PyType_Lookup(Py_TYPE(source), names.deepcopy);
-#else
-  const auto found = steal(PyObject_GetAttr(source, names.deepcopy));
-  return PyMethod_Check(found.ptr()) &&
-         PyMethod_GET_FUNCTION(found.ptr()) == _PyType_Lookup(Py_TYPE(source), names.deepcopy);
-#endif
-}
-
 /// On the CPU, what is too small to share is copied here. A zero tensor has bytes to copy, but no memory.
 bool copies_bytes(Reason reason, const c10::StorageImpl& source) {
   return reason == Reason::tiny && source.device().is_cpu() && (source.nbytes() == 0 || source.data() != nullptr);
@@ -159,7 +144,7 @@ c10::Storage storage_once(Memo& memo, const c10::Storage& source) {
 }
 
 /// Is this Python object of a storage one that torch has made, with nothing added?
-bool is_bare(PyObject* storage) { return Py_TYPE(storage) == Protocol::get().storage_type && !has_attributes(storage); }
+bool is_bare(PyObject* storage) { return Py_TYPE(storage) == Protocol::get().storage.type && !has_attributes(storage); }
 
 /// The copy of a tensor's storage, or an empty one if torch's method must make it.
 c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
@@ -240,16 +225,16 @@ py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
 }  // namespace
 
 py::object copy_parameter(Memo& memo, PyObject* source) {
-  if (!inherits_deepcopy(source)) return {};
+  if (!check(inherits_method(source, Protocol::get().names.deepcopy)) == 1) return {};
   const auto& tensor = THPVariable_Unpack(source);
   if (!is_plain(tensor) || watched()) return {};
   auto& protocol = Protocol::get();
   auto data = parameter_data(memo.call(), tensor);
   const bool requires_grad = tensor.requires_grad();
-  if (Py_TYPE(source) == protocol.parameter_type && protocol.constructs_parameters()) {
+  if (Py_TYPE(source) == protocol.parameter.type && protocol.constructs_parameters()) {
     data.unsafeGetTensorImpl()->set_allow_tensor_metadata_change(true);
     if (requires_grad) data.set_requires_grad(true);
-    return steal(THPVariable_Wrap(data, protocol.parameter_type));
+    return steal(THPVariable_Wrap(data, protocol.parameter.type));
   }
   return steal(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(Py_TYPE(source)),
                                             steal(THPVariable_Wrap(data)).ptr(), requires_grad ? Py_True : Py_False,
@@ -258,14 +243,14 @@ py::object copy_parameter(Memo& memo, PyObject* source) {
 
 py::object copy_tensor(Memo& memo, PyObject* source) {
   auto& protocol = Protocol::get();
-  if (protocol.treatment_of(protocol.storage_type) != Treatment::storage) return {};  // torch asks it for its copy
+  if (protocol.treatment_of(protocol.storage.type) != Treatment::storage) return {};  // torch asks it for its copy
   const auto& tensor = THPVariable_Unpack(source);
   if (!copies_like_plain_memory(tensor, source) || c10::InferenceMode::is_enabled() || watched()) return {};
   const auto grad = tensor.grad();
   if (!grad.defined()) return new_tensor(memo, tensor, source);
 
   const auto object = steal(THPVariable_Wrap(grad));
-  if (Py_TYPE(object.ptr()) != protocol.tensor_type || !copies_like_plain_memory(grad, object.ptr()) ||
+  if (Py_TYPE(object.ptr()) != protocol.tensor.type || !copies_like_plain_memory(grad, object.ptr()) ||
       grad.grad().defined()) {
     return {};
   }
@@ -299,12 +284,12 @@ py::object copy_storage(Memo& memo, PyObject* source) {
 void note_seen_or_record(Memo& memo, PyObject* source, PyObject* copy) {
   const auto& protocol = Protocol::get();
   auto* type = Py_TYPE(source);
-  const bool plain = type == protocol.tensor_type || type == protocol.parameter_type;  // for others record_if_copied
+  const bool plain = type == protocol.tensor.type || type == protocol.parameter.type;  // for others record_if_copied
   if (!plain || Py_TYPE(copy) != type) return;
   const auto& tensor = THPVariable_Unpack(source);
   if (!memo.call().shares()) {
     if (memo.call().excludes_any()) copied(Reason::excluded, THPVariable_Unpack(copy));
-  } else if (type == protocol.tensor_type && tensor.layout() == at::kStrided && !tensor.is_quantized()) {
+  } else if (type == protocol.tensor.type && tensor.layout() == at::kStrided && !tensor.is_quantized()) {
     memo.call().note_seen(*tensor.unsafeGetTensorImpl());
   } else {
     record_if_copied(copy);

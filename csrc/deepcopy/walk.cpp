@@ -50,8 +50,7 @@ PyObject* Walk::enter_compound(PyObject* source) {
       return borrow(source).release().ptr();
     case Treatment::list: {
       auto& frame = push(Frame::Kind::list, source);
-      frame.copy = steal(PyList_New(PyList_GET_SIZE(source)));
-      Py_SET_SIZE(reinterpret_cast<PyVarObject*>(frame.copy.ptr()), 0);  // room for all, and none there yet
+      frame.copy = steal(new_list_with_room(PyList_GET_SIZE(source)));
       memo_.put(source, frame.copy.ptr());
       return nullptr;
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import copyreg
 import enum
 import gc
 import signal
@@ -585,8 +586,6 @@ def test_a_class_that_is_patched_later(name, value, level, monkeypatch):
 
 
 def test_tables_that_are_changed_later(monkeypatch):
-    import copyreg
-
     source = [Default(), (1, 2.5), "text", [3]]
     torchcow.clone(source)
     with monkeypatch.context() as patched:
@@ -600,6 +599,69 @@ def test_tables_that_are_changed_later(monkeypatch):
         assert torchcow.clone(source)[0] is source[0]
     assert type(torchcow.clone(source)[0]) is Default
     assert torchcow.clone(source)[1:] == source[1:]
+
+
+def from_the_table(obj, memo):
+    return "from the table"
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, torchcow.clone])
+def test_a_table_that_changes_in_the_middle(copier, monkeypatch):
+    act = Acts(lambda memo: monkeypatch.setitem(copy._deepcopy_dispatch, Default, from_the_table))
+    before, _, after = copier([Default(), act, Default()])
+    assert type(before) is Default and after == "from the table"
+
+
+def questions(source):
+    """How often a clone asks a class for its slots, which it does for each class that it does not know."""
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        torchcow.clone(source)
+    finally:
+        sys.setprofile(None)
+    return calls.count("_slotnames")
+
+
+@pytest.mark.parametrize("table", [copy._deepcopy_dispatch, copyreg.dispatch_table], ids=["copy", "copyreg"])
+def test_a_class_is_asked_again_only_when_a_table_has_changed(table, monkeypatch):
+    class Asked:
+        pass
+
+    source = [Asked() for _ in range(10)]
+    assert 0 < questions(source) < 10
+    assert questions(source) == 0
+    with monkeypatch.context() as patched:
+        patched.setitem(table, Plain, from_the_table)
+        assert questions(source) == 1
+        assert questions(source) == 0
+    assert questions(source) == 1
+
+
+@STARTS_PROCESSES
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has no watchers, and needs none")
+def test_where_no_dict_watcher_is_left_tables_are_asked_each_time():
+    pytest.importorskip("_testcapi")
+    run_script(
+        """
+import _testcapi, copy, torch  # torch needs a watcher itself
+ids = []
+try:
+    while True: ids.append(_testcapi.add_dict_watcher(0))
+except RuntimeError:
+    pass
+assert ids
+import torchcow
+class Default: pass
+source = [Default(), (1, 2.5), "text", [3]]
+assert type(torchcow.clone(source)[0]) is Default
+copy._deepcopy_dispatch[Default] = lambda x, memo: "from the table"
+copy._deepcopy_dispatch[str] = lambda x, memo: x + "!"
+assert torchcow.clone(source) == ["from the table", (1, 2.5), "text!", [3]]
+del copy._deepcopy_dispatch[Default]
+assert type(torchcow.clone(source)[0]) is Default and torchcow.clone(source)[2] == "text!"
+"""
+    )
 
 
 def test_methods_of_torch_that_are_patched_later(monkeypatch):
