@@ -4,7 +4,6 @@
 
 #include <torch/csrc/Storage.h>
 
-#include <cassert>
 #include <limits>
 #include <new>
 #include <utility>
@@ -51,27 +50,30 @@ void Memo::release(std::vector<Entry> entries) {
   }
 }
 
-Memo::Slot& Memo::slot_of(PyObject* source) {
+std::size_t Memo::place_of(PyObject* source, std::size_t start) const {
   const auto hash = short_hash_of(source);
   const auto mask = table_.size() - 1;
-  for (std::size_t place = hash;; ++place) {
-    auto& slot = table_[place & mask];
-    if (slot.next == 0 || (slot.hash == hash && entries_[slot.next - 1].source == source)) return slot;
+  for (std::size_t place = start & mask;; place = (place + 1) & mask) {
+    const auto& slot = table_[place];
+    if (slot.next == 0 || (slot.hash == hash && entries_[slot.next - 1].source == source)) return place;
   }
 }
 
 void Memo::grow() {
+  miss_ = {};
   table_ = std::vector<Slot>(table_.size() * 4);
   std::uint32_t next = 0;
-  for (const auto& entry : entries_) slot_of(entry.source) = {short_hash_of(entry.source), ++next};
+  for (const auto& entry : entries_) {
+    const auto hash = short_hash_of(entry.source);
+    table_[place_of(entry.source, hash)] = {hash, ++next};
+  }
 }
 
 PyObject* Memo::find(PyObject* source) {
   if (hidden()) {
-    auto& slot = slot_of(source);
-    if (slot.next != 0) return entries_[slot.next - 1].copy;
-    missed_ = &slot;
-    missed_source_ = source;
+    const auto place = place_of(source, short_hash_of(source));
+    if (table_[place].next != 0) return entries_[table_[place].next - 1].copy;
+    miss_ = {source, place};
     return nullptr;
   }
   PyObject* copy = PyDict_GetItemWithError(dict_.ptr(), identity(source).ptr());
@@ -84,19 +86,17 @@ void Memo::put(PyObject* source, PyObject* copy) {
     check(PyDict_SetItem(dict_.ptr(), identity(source).ptr(), copy));
     return;
   }
-  auto* slot = missed_source_ == source ? missed_ : &slot_of(source);
-  assert(slot == &slot_of(source));
-  missed_source_ = nullptr;
-  if (slot->next != 0) {
+  auto& slot = table_[place_of(source, miss_.source == source ? miss_.place : short_hash_of(source))];
+  if (slot.next != 0) {
     Py_INCREF(copy);
-    Py_DECREF(std::exchange(entries_[slot->next - 1].copy, copy));
+    Py_DECREF(std::exchange(entries_[slot.next - 1].copy, copy));
     return;
   }
   if (entries_.size() == std::numeric_limits<std::uint32_t>::max()) throw std::bad_alloc();
   entries_.push_back({source, copy});
   Py_INCREF(source);
   Py_INCREF(copy);
-  *slot = {short_hash_of(source), static_cast<std::uint32_t>(entries_.size())};
+  slot = {short_hash_of(source), static_cast<std::uint32_t>(entries_.size())};
   if (entries_.size() * 2 > table_.size()) grow();
 }
 

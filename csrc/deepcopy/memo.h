@@ -60,15 +60,21 @@ class Memo {
     std::uint32_t hash = 0;
     std::uint32_t next = 0;  ///< the index plus one; 0: nothing here
   };
-  Slot& slot_of(PyObject* source);
+  /// The place of `source` in the table, or the free one where it would be put. The search begins at `start`: at the
+  /// place of its hash, or at one where an earlier search of this table ended.
+  [[nodiscard]] std::size_t place_of(PyObject* source, std::size_t start) const;
   void grow();
   static void release(std::vector<Entry> entries);
 
   Call* call_;
   std::vector<Entry> entries_;  ///< in the order in which they came
   std::vector<Slot> table_;     ///< of hashes, with linear probing; the size is a power of two
-  Slot* missed_ = nullptr;      ///< where `find` ended without an entry of missed_source_; nothing was put since
-  PyObject* missed_source_ = nullptr;
+  /// Where `find` ended without an entry of `source`: `put` goes on from there. Entries are never taken out, so the
+  /// search may begin at that place until the table grows.
+  struct Miss {
+    PyObject* source = nullptr;
+    std::size_t place = 0;
+  } miss_;
   std::unordered_map<const c10::StorageImpl*, std::pair<c10::Storage, c10::Storage>> storages_;
   py::object dict_;
   std::optional<Running> running_;
