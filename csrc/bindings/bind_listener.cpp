@@ -1,6 +1,6 @@
 #include "bindings.h"
 
-#include "engine_state.h"
+#include "cpython_internals.h"
 #include "materialize.h"
 
 #include <deque>
@@ -12,71 +12,69 @@ namespace torchcow {
 
 namespace {
 
-/// A Python function that is told of each materialization, or null; lives as long as the process once it was set.
-PyObject* function = nullptr;
+/// The Python function that is notified of each materialization, or null. Once set, it lives as long as the process.
+PyObject* listener_function = nullptr;
 
-/// What a listener does is not told to listeners.
-thread_local bool telling = false;
+/// A materialization that the listener itself causes is not notified.
+thread_local bool notifying = false;
 
-/// News of threads that have no Python: the main thread tells them when it comes by.
-struct Waiting {
+/// Events of threads without Python. The main thread notifies the listener of them.
+struct PendingEvents {
   std::mutex mutex;
   std::deque<Event> events;
 };
 
-Waiting& waiting() {
-  static auto* instance = new Waiting();
+PendingEvents& pending() {
+  static auto* instance = new PendingEvents();
   return *instance;
 }
 
-/// `here`: the thread that writes is the one that tells, so its Python stack is the writer's.
-void call(const Event& event, bool here) noexcept {
-  if (function == nullptr || telling) return;
-  telling = true;
+/// `by_writer`: this thread is the one that writes, so its Python stack is the writer's.
+void call_listener(const Event& event, bool by_writer) noexcept {
+  if (listener_function == nullptr || notifying) return;
+  notifying = true;
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
   try {
-    const auto listener = py::reinterpret_borrow<py::object>(function);
-    listener(to_string(event.way), event.operator_name, event.bytes, event.device.str(),
-             reinterpret_cast<std::uintptr_t>(event.storage), here);
+    py::reinterpret_borrow<py::object>(listener_function)(event, by_writer);
   } catch (py::error_already_set& error) {
     error.discard_as_unraisable("a callback of torchcow.on_materialize");
   } catch (const std::exception&) {
     // No memory for the arguments: the write matters more.
   }
   PyErr_Restore(type, value, traceback);
-  telling = false;
+  notifying = false;
 }
 
-int tell_waiting(void*) noexcept {
+int notify_of_pending(void*) noexcept {
   std::deque<Event> events;
   {
-    std::lock_guard lock(waiting().mutex);
-    events.swap(waiting().events);
+    std::lock_guard lock(pending().mutex);
+    events.swap(pending().events);
   }
-  for (const auto& event : events) call(event, false);
+  for (const auto& event : events) call_listener(event, false);
   return 0;
 }
 
-void tell(const Event& event) noexcept {
-  if (!interpreter_runs() || telling) return;
+void notify(const Event& event) noexcept {
+  if (!interpreter_runs() || notifying) return;
   if (PyGILState_GetThisThreadState() != nullptr) {
     const py::gil_scoped_acquire locked;
-    call(event, true);
+    call_listener(event, true);
     return;
   }
   try {
-    std::lock_guard lock(waiting().mutex);
-    waiting().events.push_back(event);
+    std::lock_guard lock(pending().mutex);
+    pending().events.push_back(event);
   } catch (const std::bad_alloc&) {
     return;
   }
-  Py_AddPendingCall(&tell_waiting, nullptr);
+  Py_AddPendingCall(&notify_of_pending, nullptr);
 }
 
 void set_python_listener(const py::object& listener) {
-  Py_XSETREF(function, listener.is_none() ? nullptr : listener.inc_ref().ptr());
-  set_listener(listener.is_none() ? nullptr : &tell);
+  Py_XSETREF(listener_function, listener.is_none() ? nullptr : listener.inc_ref().ptr());
+  set_listener(listener.is_none() ? nullptr : &notify);
 }
 
 }  // namespace

@@ -1,17 +1,10 @@
 #include "bindings.h"
 
+#include "cpython_internals.h"
 #include "engine_state.h"
 #include "retire.h"
 
 namespace torchcow {
-
-bool interpreter_runs() {
-#if PY_VERSION_HEX >= 0x030D0000
-  return Py_IsInitialized() && !Py_IsFinalizing();
-#else
-  return Py_IsInitialized() && !_Py_IsFinalizing();
-#endif
-}
 
 namespace {
 

@@ -17,8 +17,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   torchcow::install_entries();
   torchcow::bind_clone(module);
   torchcow::bind_invariant(module);
-  torchcow::bind_ledger(module);
-  torchcow::bind_listener(module);
+  torchcow::bind_materialize(module);
+  torchcow::bind_captured(module);
   torchcow::bind_reading(module);
+  torchcow::bind_reshare(module);
+  torchcow::bind_reserve(module);
+  torchcow::bind_accounting(module);
+  torchcow::bind_events(module);
+  torchcow::bind_names(module);
+  torchcow::bind_listener(module);
+  torchcow::bind_build(module);
   torchcow::bind_testing(module);
 }

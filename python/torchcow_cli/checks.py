@@ -60,7 +60,7 @@ def versions() -> Iterator[Finding]:
     """torch, torchcow, and the torch that the engine was built for."""
     built = _C.build_info()
     yield Finding("torch", "ok", f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
-    found = f"{torchcow.__version__}, built against torch {built['torch']}, in {Path(torchcow.__file__).parent}"
+    found = f"{torchcow.__version__}, built against torch {built.torch}, in {Path(torchcow.__file__).parent}"
     installed = _version("torchcow")
     if installed not in (None, torchcow.__version__):
         why = f"version {installed} is installed, but another copy comes first on the path"
@@ -74,15 +74,14 @@ def versions() -> Iterator[Finding]:
 def engine() -> Iterator[Finding]:
     """The two layers that detect writes."""
     built = _C.build_info()
-    if built["write_hook"] == "materializer":
+    if built.write_hook == "materializer":
         yield Finding("write hook", "ok", "materializer: that of torch 2.13 and newer")
     else:
         why = "torch 2.11 and 2.12 have no write hook: a few operators un-share tensors that they only read"
         remedy = f"install torch 2.13 or newer, then {REBUILD}"
-        yield Finding("write hook", "degraded", f"{built['write_hook']}: torch's own copy-on-write", why, remedy)
-    covered = int(built["covered_operators"])
-    if covered:
-        yield Finding("barrier", "ok", f"{covered} operators that write are covered")
+        yield Finding("write hook", "degraded", f"{built.write_hook}: torch's own copy-on-write", why, remedy)
+    if built.covered_operators:
+        yield Finding("barrier", "ok", f"{built.covered_operators} operators that write are covered")
     else:
         why = "no operator is covered, so the dispatcher does not announce writes"
         yield Finding("barrier", "broken", "0 operators", why, f"report this as a bug, and {REBUILD}")
@@ -99,7 +98,7 @@ def devices() -> Iterator[Finding]:
         found = f"{index}: {about.name}, compute capability {about.major}.{about.minor}"
         free, total = torch.cuda.mem_get_info(index)
         yield Finding("GPU", "ok", f"{found}, {size(free)} of {size(total)} free")
-    status = _C.cuda_kernels_status()
+    status = _C.build_info().cuda_kernels
     if status == "CUDA kernels":
         yield Finding("GPU copies", "ok", status)
     else:

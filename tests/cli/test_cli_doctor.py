@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ pytest.importorskip("typer")
 import torchcow
 from torchcow_cli import checks, main, selftest
 
-BUILT = torchcow._C.build_info()
+INFO = torchcow._C.build_info()
+BUILT = {name: getattr(INFO, name) for name in ("torch", "write_hook", "covered_operators", "cuda_kernels")}
 
 
 def finding(check, topic=None):
@@ -103,7 +105,7 @@ def test_huge_pages(text, state, found, tmp_path):
     ],
 )
 def test_the_engine(change, topic, state, word, monkeypatch):
-    monkeypatch.setattr(checks._C, "build_info", lambda: BUILT | change)
+    monkeypatch.setattr(checks._C, "build_info", lambda: SimpleNamespace(**BUILT | change))
     one = finding(checks.engine, topic)
     assert one.state == state
     assert state == "ok" or complains(one, state, word)
@@ -122,10 +124,11 @@ def test_gpus_are_listed_with_what_copies_on_them(monkeypatch):
     for name, value in (("is_available", True), ("device_count", 1), ("mem_get_info", (10**9, 2 * 10**9))):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, value=value: value)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: About)
-    monkeypatch.setattr(checks._C, "cuda_kernels_status", lambda: "CUDA kernels")
+    monkeypatch.setattr(checks._C, "build_info", lambda: SimpleNamespace(cuda_kernels="CUDA kernels"))
     assert finding(checks.devices, "GPU").found == "0: Some GPU, compute capability 9.0, 1.00 GB of 2.00 GB free"
     assert finding(checks.devices, "GPU copies").state == "ok"
-    monkeypatch.setattr(checks._C, "cuda_kernels_status", lambda: "CUDA driver copies (built without nvcc)")
+    status = "CUDA driver copies (built without nvcc)"
+    monkeypatch.setattr(checks._C, "build_info", lambda: SimpleNamespace(cuda_kernels=status))
     assert complains(finding(checks.devices, "GPU copies"), "degraded", "built without nvcc")
 
 

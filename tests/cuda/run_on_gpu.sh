@@ -96,7 +96,7 @@ def kernels():
     torch.ones(1, device="cuda")
     import torchcow
 
-    return torchcow._C.cuda_kernels_status()
+    return torchcow._C.build_info().cuda_kernels
 
 
 def commit():

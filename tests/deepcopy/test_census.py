@@ -72,16 +72,16 @@ def test_each_known_holder_is_one_that_torch_counts(make):
     """Fails if torch stops counting one of them, or starts counting one more."""
     tensor, others, expected = make()
     counts = census_of(tensor, others)
-    assert counts["counted"] == sum(counts[term] for term in TERMS), counts
-    assert {term: counts[term] for term in TERMS} == {
+    assert counts.counted == sum(getattr(counts, term) for term in TERMS), counts
+    assert {term: getattr(counts, term) for term in TERMS} == {
         "python_object": 1,
         "grad_accumulator": 0,
         "views": 0,
         "census": 1,
     } | expected
-    assert counts["storage_counted"] == counts["storage_tensors"] + counts["storage_python_object"], counts
-    assert counts["storage_python_object"] == (make is of_storage_with_object)
-    assert counts["accounts_for_all"]
+    assert counts.storage_counted == counts.storage_tensors + counts.storage_python_object, counts
+    assert counts.storage_python_object == (make is of_storage_with_object)
+    assert counts.accounts_for_all
 
 
 def test_a_view_holds_the_bases_of_both_kinds_of_differentiation():
@@ -93,8 +93,8 @@ def test_a_view_holds_the_bases_of_both_kinds_of_differentiation():
         for tensor in (dual, primal):
             others = [one for one in (primal, dual, view) if one is not tensor]
             counts = census_of(tensor, others)
-            assert counts["counted"] == sum(counts[term] for term in TERMS), (tensor is dual, counts)
-        assert census_of(dual, [primal, view])["views"] > 0
+            assert counts.counted == sum(getattr(counts, term) for term in TERMS), (tensor is dual, counts)
+        assert census_of(dual, [primal, view]).views > 0
 
 
 def consumer(tensor):
@@ -112,9 +112,9 @@ def test_a_holder_that_nobody_knows_shows_whatever_else_holds_the_tensor(make, h
     """Fails if a known holder is counted that torch does not count: it would hide this one."""
     tensor, others, _ = make()
     gc.collect()
-    assert census_of(tensor, others)["accounts_for_all"]
+    assert census_of(tensor, others).accounts_for_all
     holder = hold(tensor)
-    assert not census_of(tensor, others)["accounts_for_all"]
+    assert not census_of(tensor, others).accounts_for_all
     clone = torchcow.clone(
         {"x": tensor, "others": [one for one in others if isinstance(one, torch.Tensor) and one.is_leaf]}
     )
@@ -126,8 +126,8 @@ def test_a_tensor_is_counted_once():
     """Seen to fail when each time counts: the consumer is hidden by the second one."""
     tensor = torch.rand(SIZE)
     capsule = consumer(tensor)
-    assert not _C.count_references([tensor, tensor])["accounts_for_all"]
-    assert _C.count_references([tensor, tensor])["storage_tensors"] == 1
+    assert not _C.count_references([tensor, tensor]).accounts_for_all
+    assert _C.count_references([tensor, tensor]).storage_tensors == 1
     clone = torchcow.clone([tensor, [tensor]])
     assert not torchcow.is_shared(clone[0])
     del capsule

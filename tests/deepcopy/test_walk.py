@@ -486,7 +486,7 @@ def test_a_failed_clone_leaves_everything_as_it_was():
     assert [p._version for p in source[0].parameters()] == versions
     after = torchcow.ledger()
     assert after.unique_bytes - before.unique_bytes == sum(
-        torchcow.memory(p).unique for p in (*source[0].parameters(), *source[0].buffers()) if torchcow._C.usage(p)[1]
+        torchcow.memory(p).unique for p in (*source[0].parameters(), *source[0].buffers()) if torchcow._C.usage(p).block
     )
     assert not any(torchcow.is_shared(p) for p in source[0].parameters())
     Fails.fail = False

@@ -57,10 +57,10 @@ def test_what_a_graph_may_use_is_not_moved_by_reshare(model):
     family = [torchcow.clone(base) for _ in range(3)]
     kept = torchcow.clone(other)
     torchcow._C.mark_captured(other.weight)
-    before = torchcow._C.usage(other.weight)[1]
+    before = torchcow._C.usage(other.weight).block
     torchcow.reshare(base, other, kept)
-    assert torchcow._C.usage(other.weight)[1] == before
-    assert torchcow._C.usage(kept.weight)[1] == torchcow._C.usage(base.weight)[1], "what is not marked moves"
+    assert torchcow._C.usage(other.weight).block == before
+    assert torchcow._C.usage(kept.weight).block == torchcow._C.usage(base.weight).block, "what is not marked moves"
     del family
 
 

@@ -25,7 +25,7 @@ def family(*, requires_grad=False):
 
 
 def address(tensor):
-    return torchcow._C.usage(tensor)[1]
+    return torchcow._C.usage(tensor).block
 
 
 #: Ways of asking for a pointer.

@@ -28,7 +28,7 @@ TEST_F(Fork, NoMutexIsHeldInTheChildWhateverOtherThreadsDo) {
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   threads.emplace_back([&] {
-    while (!stop) record(Kind::eager, Way::eager, Reason::tiny, "test", 1, c10::kCPU);
+    while (!stop) record(Way::eager, Reason::tiny, "test", 1, c10::kCPU);
   });
   threads.emplace_back([&] {
     while (!stop) host::drop_kept();
@@ -42,7 +42,7 @@ TEST_F(Fork, NoMutexIsHeldInTheChildWhateverOtherThreadsDo) {
     const auto child = fork();
     if (child == 0) {
       alarm(20);  // instead of hanging for ever
-      record(Kind::eager, Way::eager, Reason::tiny, "test", 1, c10::kCPU);
+      record(Way::eager, Reason::tiny, "test", 1, c10::kCPU);
       host::drop_kept();
       const auto copy = clone(source);
       copy.fill_(7);

@@ -20,7 +20,7 @@ from torchcow._native import REBUILD
 
 PACKAGE = Path(torchcow.__file__).parent
 EXTENSION = Path(torchcow._C.__file__)
-BUILT = torchcow._C.build_info()["torch"]
+BUILT = torchcow._C.build_info().torch
 MINOR = ".".join(BUILT.split(".")[:2])
 OTHER = "9." + "9" * (len(MINOR) - 2)
 IMPORT = "import torchcow; torchcow.clone([1])"

@@ -38,9 +38,9 @@ def find_all(storages: set[int]) -> dict[int, str]:
             continue
         found = list(named_tensors(root))
         for (name, _), usage in zip(found, _C.usages(tensor for _, tensor in found), strict=True):
-            if usage is not None and usage[0] in missing:
-                missing.discard(usage[0])
-                names[usage[0]] = f"{type(root).__name__}.{name}"
+            if usage is not None and usage.storage in missing:
+                missing.discard(usage.storage)
+                names[usage.storage] = f"{type(root).__name__}.{name}"
         if not missing:
             break
     return names

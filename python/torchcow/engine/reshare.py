@@ -87,11 +87,10 @@ def _wait_for_devices(spans: Iterable[_Span]) -> None:
 class _Span:
     """The bytes of one tensor, or those of a whole storage; only a whole storage can join another block."""
 
-    def __init__(self, tensor: torch.Tensor, start: int, length: int, usage: tuple[int, ...]) -> None:
-        storage, block, _, sharers, size, _ = usage
-        self.whole = length == size
-        self.memory = block or storage
-        self.sharers = sharers
+    def __init__(self, tensor: torch.Tensor, start: int, length: int, usage: _C.Usage) -> None:
+        self.whole = length == usage.bytes
+        self.memory = usage.memory
+        self.sharers = usage.sharers
         with torch.no_grad():
             flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
             flat.set_(tensor.untyped_storage(), start, (length,), (1,))
@@ -109,13 +108,13 @@ def _spans(tensors: Iterable[torch.Tensor]) -> list[_Span]:
     found: dict[tuple[int, int, int], _Span] = {}
     for tensor in tensors:
         usage = _C.usage(tensor)
-        if usage is None or usage[4] == 0 or tensor.is_quantized:
+        if usage is None or usage.bytes == 0 or tensor.is_quantized:
             continue
-        whole = (usage[0], 0, usage[4])
+        whole = (usage.storage, 0, usage.bytes)
         if whole not in found:
-            found[whole] = _Span(tensor, 0, usage[4], usage)
+            found[whole] = _Span(tensor, 0, usage.bytes, usage)
         start = int(tensor.storage_offset()) * tensor.element_size()
-        part = (usage[0], start, tensor.nbytes)
+        part = (usage.storage, start, tensor.nbytes)
         dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
         if part not in found and dense and tensor.nbytes and start % _ALIGNMENT == 0:
             found[part] = _Span(tensor, start, tensor.nbytes, usage)
@@ -156,6 +155,5 @@ def _allocated(spans: Iterable[_Span]) -> int:
     for span in spans:
         usage = _C.usage(span.bytes)
         if usage is not None:
-            storage, block, block_bytes, _, size, _ = usage
-            memories[block or storage] = block_bytes if block else size
+            memories[usage.memory] = usage.allocated
     return sum(memories.values())

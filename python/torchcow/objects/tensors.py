@@ -103,8 +103,7 @@ def placed(tensor: torch.Tensor) -> tuple[int, int] | None:
     usage = _C.usage(tensor)
     if usage is None:
         return None
-    storage, block, _, _, _, offset = usage
-    return block or storage, offset + int(tensor.storage_offset()) * tensor.element_size()
+    return usage.memory, usage.offset + int(tensor.storage_offset()) * tensor.element_size()
 
 
 def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

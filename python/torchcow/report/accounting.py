@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -63,17 +63,31 @@ def events(clear: bool = False) -> list[Event]:
         >>> [(event.operator, event.way) for event in torchcow.events()]
         [('aten::add_.Tensor', 'copy')]
     """
-    found = _C.events(clear)
-    names = _names.find_all({storage for *_, storage in found if storage})
-    return [Event(*event[:-1], names.get(event[-1])) for event in found]
+    records = _C.events(clear)
+    names = _names.find_all({record.storage for record in records if record.storage})
+    return [_event(record, names.get(record.storage)) for record in records]
 
 
 def ledger() -> Ledger:
     """Return the sums over all live blocks."""
-    return Ledger(**_C.totals())
+    totals = _C.totals()
+    return Ledger(**{field.name: getattr(totals, field.name) for field in fields(Ledger)})
 
 
 def is_shared(tensor: torch.Tensor) -> bool:
     """Whether the tensor's memory is shared with another tensor's storage, so that a write would materialize it."""
     usage = _C.usage(tensor)
-    return usage is not None and usage[3] > 1
+    return usage is not None and usage.shared
+
+
+def _event(record: _C.Event, name: str | None) -> Event:
+    return Event(
+        kind="eager" if record.way == "eager" else "materialize",
+        way=record.way,
+        operator=record.operator,
+        bytes=record.bytes,
+        reason=record.reason,
+        explanation=record.explanation,
+        device=record.device,
+        name=name,
+    )

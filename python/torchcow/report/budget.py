@@ -30,15 +30,15 @@ def worst_case(obj: Any) -> int:
     return _worst_case(_shared(subject("torchcow.worst_case", obj)))
 
 
-def _worst_case(shared: Iterable[tuple[str, torch.Tensor, tuple[int, ...]]]) -> int:
-    blocks: dict[int, list[tuple[int, ...]]] = {}
+def _worst_case(shared: Iterable[tuple[str, torch.Tensor, _C.Usage]]) -> int:
+    usages_by_block: dict[int, list[_C.Usage]] = {}
     for _, _, usage in shared:
-        blocks.setdefault(usage[1], []).append(usage)
+        usages_by_block.setdefault(usage.block, []).append(usage)
     total = 0
-    for usages in blocks.values():
-        _, _, block_bytes, sharers, _, _ = usages[0]
-        steals = len(usages) == sharers and all(usage[4] == block_bytes for usage in usages)
-        total += sum(usage[4] for usage in usages) - (block_bytes if steals else 0)
+    for usages in usages_by_block.values():
+        block_bytes = usages[0].block_bytes
+        steals = len(usages) == usages[0].sharers and all(usage.bytes == block_bytes for usage in usages)
+        total += sum(usage.bytes for usage in usages) - (block_bytes if steals else 0)
     return total
 
 
@@ -131,7 +131,7 @@ def reserve(
         fraction = 1.0
     elif not 0 <= fraction <= 1:
         raise ValueError(f"reserve: expected a fraction from 0 to 1, got {fraction}")
-    pieces = _spread([usage[4] for _, _, usage in selected], fraction)
+    pieces = _spread([usage.bytes for _, _, usage in selected], fraction)
     tensors = [tensor for _, tensor, _ in selected]
     _check_headroom(kind, [entry for entry, piece in zip(selected, pieces, strict=True) if piece])
     try:
@@ -140,13 +140,13 @@ def reserve(
         raise torch.OutOfMemoryError(f"reserve: no memory for {kind}; nothing was reserved. {error}") from error
 
 
-def _shared(obj: Any) -> Iterator[tuple[str, torch.Tensor, tuple[int, ...]]]:
+def _shared(obj: Any) -> Iterator[tuple[str, torch.Tensor, _C.Usage]]:
     """Yield one tensor of each storage that shares its memory."""
     seen = set()
     for name, tensor in named_tensors(obj):
         usage = _C.usage(tensor)
-        if usage is not None and usage[3] > 1 and usage[0] not in seen:
-            seen.add(usage[0])
+        if usage is not None and usage.shared and usage.storage not in seen:
+            seen.add(usage.storage)
             yield name, tensor, usage
 
 
@@ -174,10 +174,10 @@ def _spread(sizes: list[int], fraction: float) -> list[bool]:
     return pieces
 
 
-def _check_headroom(kind: str, selected: list[tuple[str, torch.Tensor, tuple[int, ...]]]) -> None:
+def _check_headroom(kind: str, selected: list[tuple[str, torch.Tensor, _C.Usage]]) -> None:
     needed: dict[torch.device, int] = {}
     for _, tensor, usage in selected:
-        needed[tensor.device] = needed.get(tensor.device, 0) + usage[4]
+        needed[tensor.device] = needed.get(tensor.device, 0) + usage.bytes
     for device, total in needed.items():
         free = headroom(device)
         if total > free:

@@ -80,7 +80,7 @@ def explain(obj: Any) -> Explanation:
     shared = shared_bytes = 0
     for name, tensor in named_tensors(subject("torchcow.explain", obj)):
         usage = _C.usage(tensor)
-        if usage is not None and usage[3] > 1:
+        if usage is not None and usage.shared:
             shared += 1
             shared_bytes += tensor.nbytes
         else:
@@ -88,15 +88,17 @@ def explain(obj: Any) -> Explanation:
     return Explanation(unshared, shared, shared_bytes)
 
 
-def _why(tensor: torch.Tensor, usage: tuple[int, ...] | None) -> Unshared:
+def _why(tensor: torch.Tensor, usage: _C.Usage | None) -> Unshared:
     cause, why, operator, reason = "never", "there is no storage to share (meta, sparse or nested)", "", ""
     event = _C.cause(tensor)
-    if usage is not None and usage[1]:  # it still reads a block, as the only one
+    if usage is not None and usage.block:  # it still reads a block, as the only one
         cause, why = "alone", "all tensors that shared it are gone: the next write copies nothing"
     elif event is not None:
-        kind, way, operator, _, reason, sentence, _, _ = event
-        cause = "copied" if kind == "eager" else "written"
-        why = f"copied when cloned: {sentence}" if kind == "eager" else _WAYS[way].format(operator)
+        operator, reason = event.operator, event.reason
+        if event.way == "eager":
+            cause, why = "copied", f"copied when cloned: {event.explanation}"
+        else:
+            cause, why = "written", _WAYS[event.way].format(operator)
     elif usage is not None:
         why = "it was not cloned, or its clone was copied eagerly"
-    return Unshared(cause, why, operator, reason, usage[4] if usage is not None else 0, str(tensor.device))
+    return Unshared(cause, why, operator, reason, usage.bytes if usage is not None else 0, str(tensor.device))

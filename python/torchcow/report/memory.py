@@ -184,9 +184,17 @@ def _holdings(obj: str, inner: Any) -> Iterable[_Holding]:
     tensors = [(name, leaf) for name, leaf in leaves if isinstance(leaf, torch.Tensor)]
     found: dict[int, _Holding] = {}
     for (name, tensor), usage in zip(tensors, _C.usages([leaf for _, leaf in tensors]), strict=True):
-        if usage is not None and usage[0] not in found:
-            storage, block, block_bytes, sharers, length, _ = usage
-            found[storage] = _Holding(obj, name, str(tensor.device), storage, block, block_bytes, sharers, length)
+        if usage is not None and usage.storage not in found:
+            found[usage.storage] = _Holding(
+                obj,
+                name,
+                str(tensor.device),
+                usage.storage,
+                usage.block,
+                usage.block_bytes,
+                usage.sharers,
+                usage.bytes,
+            )
     for name, array in leaves:
         if not isinstance(array, torch.Tensor):
             owner = array

@@ -158,23 +158,25 @@ def _add(callback: Callback) -> Callback:
 
 
 def _install() -> None:
-    _C.set_listener(_tell if _callbacks else None)
+    _C.set_listener(_notify if _callbacks else None)
 
 
-def _tell(way: str, operator: str, size: int, device: str, storage: int, here: bool) -> None:
+def _notify(event: _C.Event, by_writer: bool) -> None:
+    """Call the callbacks; ``by_writer``: in the thread that writes, whose name and stack are the writer's."""
     stack = None
     errors: list[BaseException] = []
-    news = Materialization(way, operator, size, device, threading.current_thread().name if here else "", None, storage)
+    thread = threading.current_thread().name if by_writer else ""
+    write = Materialization(event.way, event.operator, event.bytes, event.device, thread, _storage=event.storage)
     for callback in tuple(_callbacks):
-        told = news
-        if callback._stacks and here:
+        notification = write
+        if callback._stacks and by_writer:
             if stack is None:
                 frames = traceback.walk_stack(sys._getframe(1))
                 stack = traceback.StackSummary.extract(frames, lookup_lines=False)
                 stack.reverse()
-            told = replace(news, stack=stack)
+            notification = replace(write, stack=stack)
         try:
-            callback.function(told)
+            callback.function(notification)
         except BaseException as error:
             errors.append(error)
     # The engine passes what leaves this function to sys.unraisablehook; Python code cannot make that hook's argument.
