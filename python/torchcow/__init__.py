@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from torchcow import _native as _native  # first, because it explains what is missing
+from torchcow.engine import hooks as _hooks
 from torchcow.engine.clone import clone
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from torchcow.report.memory import Memory, memory
     from torchcow.report.trace import Callback, Materialization, Trace, on_materialize, trace
     from torchcow.snapshots.prototype import Prototype
+
+_hooks.install()
 
 __version__ = "0.1.0"
 

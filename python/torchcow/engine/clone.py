@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torchcow.engine.cuda_graphs  # reports captured CUDA graphs to the engine
-import torchcow.engine.names  # noqa: F401 - gives the engine names for its messages
 from torchcow._native import _C
 
 T = TypeVar("T")

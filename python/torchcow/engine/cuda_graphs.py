@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
-
 from torchcow._native import _C
 
 
-def watch(graph: type = torch.cuda.CUDAGraph) -> None:
+def watch(graph: type) -> None:
     """Let ``graph.capture_end`` notify the engine; every capture of torch calls it, also those of ``torch.compile``."""
     end = graph.capture_end  # type: ignore[attr-defined]
     if hasattr(end, "notifies"):
@@ -25,6 +23,3 @@ def watch(graph: type = torch.cuda.CUDAGraph) -> None:
 
     capture_end.notifies = __name__  # type: ignore[attr-defined]
     graph.capture_end = capture_end  # type: ignore[attr-defined]
-
-
-watch()

@@ -44,7 +44,3 @@ def find_all(storages: set[int]) -> dict[int, str]:
         if not missing:
             break
     return names
-
-
-_C.set_name_finder(find)
-_C.set_remember(remember, (torch.nn.Module, torch.optim.Optimizer))
