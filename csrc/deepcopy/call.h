@@ -7,15 +7,15 @@
 
 /// One call of clone, and how nested deep copies find it.
 ///
-/// User code that is called in the middle gets the memo, and may call `copy.deepcopy` with it. What it copies then
-/// belongs to the same call and shares memory too. So a running call is found by its memo.
+/// User code that runs in the middle gets the memo, and may call `copy.deepcopy` with it. What it copies then belongs
+/// to the same call and shares memory too. So a running call is found by its memo.
 ///
-/// An object of an excluded class is copied *apart*: with everything in it that has no copy yet, and without sharing.
+/// An object of an excluded class is copied *without sharing*, with everything in it that has no copy yet.
 ///
-/// A call may have *reducers*: pairs of a class and a function. An object of such a class, or of a subclass of it, is
-/// not asked how it is copied; the first function that fits is. It answers what `__reduce_ex__` would answer, and, as
-/// pickle allows it, a sixth part: a function that puts the copied state into the copy. NotImplemented passes the
-/// question on to the object.
+/// A call may have *reducers*: pairs of a class and a function. For an object of such a class, or of a subclass of it,
+/// the first function that fits replaces the object's own methods. It returns what `__reduce_ex__` would return, and,
+/// as pickle allows it, a sixth part: a function that puts the copied state into the copy. If it returns
+/// NotImplemented, the object's own methods are called after all.
 ///
 /// Threads: under the interpreter lock.
 
@@ -31,10 +31,10 @@ class Call {
 
   SharingCall sharing;
 
-  /// False while something is copied apart.
-  [[nodiscard]] bool shares() const noexcept { return apart_ == 0; }
+  /// False while objects are copied without sharing.
+  [[nodiscard]] bool shares() const noexcept { return unshared_depth_ == 0; }
   [[nodiscard]] bool excludes_any() const noexcept { return static_cast<bool>(excluded_); }
-  /// Must objects of this class be copied apart?
+  /// Must objects of this class be copied without sharing?
   [[nodiscard]] bool excludes(PyTypeObject* type) const noexcept;
   /// The reducer for objects of this class, borrowed, or nullptr.
   [[nodiscard]] PyObject* reducer_of(PyTypeObject* type) const noexcept {
@@ -52,24 +52,24 @@ class Call {
   static Call* running(PyObject* memo);
 
  private:
-  friend class Apart;
+  friend class UnsharedCopyScope;
   [[nodiscard]] PyObject* find_reducer(PyTypeObject* type) const noexcept;
   [[nodiscard]] bool accounts_for(const Probation& probation) const;
 
   bool strict_;
   py::object excluded_;
   py::object reducers_;
-  int apart_ = 0;
+  int unshared_depth_ = 0;
   Census census_;
 };
 
 /// As long as it lives, `call` copies and does not share.
-class Apart {
+class UnsharedCopyScope {
  public:
-  explicit Apart(Call& call) noexcept : call_(call) { ++call_.apart_; }
-  ~Apart() { --call_.apart_; }
-  Apart(const Apart&) = delete;
-  Apart& operator=(const Apart&) = delete;
+  explicit UnsharedCopyScope(Call& call) noexcept : call_(call) { ++call_.unshared_depth_; }
+  ~UnsharedCopyScope() { --call_.unshared_depth_; }
+  UnsharedCopyScope(const UnsharedCopyScope&) = delete;
+  UnsharedCopyScope& operator=(const UnsharedCopyScope&) = delete;
 
  private:
   Call& call_;

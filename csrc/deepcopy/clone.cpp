@@ -23,9 +23,9 @@ PyObject* named_classes = nullptr;
 
 using Copier = py::object (*)(Memo&, PyObject*);
 
-/// What `act` returns; errors of torch become those that torch's own functions raise in Python.
+/// Calls `act`. Errors of torch become those that torch's own functions raise in Python.
 template <class Act>
-py::object translated(const Act& act) {
+py::object with_python_errors(const Act& act) {
   try {
     return act();
   } catch (py::error_already_set&) {
@@ -36,25 +36,26 @@ py::object translated(const Act& act) {
   }
 }
 
+/// An entry of copy._deepcopy_dispatch: it shares for the memo of a running clone, and else does what was done before.
 template <Copier copier>
-py::object entry(const py::object& source, const py::object& memo) {
+py::object dispatch_entry(const py::object& source, const py::object& memo) {
   check_stack();
   auto& protocol = Protocol::get();
   Call* call = Call::running(memo.ptr());
   if (call == nullptr || !PyDict_CheckExact(memo.ptr())) return protocol.inherited(source.ptr(), memo.ptr());
-  Memo known(*call, memo);
+  Memo call_memo(*call, memo);
   py::object copy;
   if (call->shares() && protocol.treatment_of(Py_TYPE(source.ptr())) != Treatment::entry) {
-    copy = translated([&] { return copier(known, source.ptr()); });
+    copy = with_python_errors([&] { return copier(call_memo, source.ptr()); });
   }
   if (!copy) {
     copy = protocol.inherited(source.ptr(), memo.ptr());
-    if (Py_TYPE(source.ptr()) != protocol.storage.type) note_seen_or_record(known, source.ptr(), copy.ptr());
+    if (Py_TYPE(source.ptr()) != protocol.storage.type) note_seen_or_record(call_memo, source.ptr(), copy.ptr());
   }
   return copy;
 }
 
-/// Tensor subclasses that user code copied with the memo copy themselves.
+/// Records the tensor subclasses in the memo that user code copied: they copy themselves, so they may share nothing.
 void record_subclasses(const Call& call, PyObject* memo) {
   if (!call.shares()) return;
   const auto& protocol = Protocol::get();
@@ -68,22 +69,23 @@ void record_subclasses(const Call& call, PyObject* memo) {
   }
 }
 
-py::object walk(Call& call, const py::object& source, const py::object& given) {
-  if (given.is_none()) {
+/// Walks with a memo of our own, or with that of the caller.
+py::object walk_with_memo(Call& call, const py::object& source, const py::object& caller_memo) {
+  if (caller_memo.is_none()) {
     Memo memo(call);
-    auto copy = Walk(memo).copy(source.ptr());
+    auto copy = Walk(memo).deep_copy(source.ptr());
     if (!memo.hidden()) record_subclasses(call, memo.dict());
     return copy;
   }
-  const Running running(given.ptr(), call);
-  Memo memo(call, given);
-  auto copy = Walk(memo).copy(source.ptr());
-  record_subclasses(call, given.ptr());
+  const Running running(caller_memo.ptr(), call);
+  Memo memo(call, caller_memo);
+  auto copy = Walk(memo).deep_copy(source.ptr());
+  record_subclasses(call, caller_memo.ptr());
   return copy;
 }
 
-/// A copy with a memo of its own, or the caller's.
-py::object copy_by(Call& call, const py::object& source, const py::object& memo) {
+/// One whole call: the walk, and then the check of the blocks that it made, also when it failed.
+py::object run_call(Call& call, const py::object& source, const py::object& memo) {
   if (captured::take_note()) {
     visit_tracked_tensors([](auto&, auto& storage) {
       if (!storage.device().is_cpu()) captured::mark(storage);
@@ -91,7 +93,7 @@ py::object copy_by(Call& call, const py::object& source, const py::object& memo)
   }
   py::object copy;
   try {
-    copy = translated([&] { return walk(call, source, memo); });
+    copy = with_python_errors([&] { return walk_with_memo(call, source, memo); });
   } catch (...) {
     call.finish();
     throw;
@@ -100,7 +102,7 @@ py::object copy_by(Call& call, const py::object& source, const py::object& memo)
   return copy;
 }
 
-/// With a mapping of somebody's own, or no mapping at all, copy knows what to do.
+/// A memo that is no dict is left to Python's own deepcopy.
 bool is_unusual(const py::object& memo) { return !memo.is_none() && !PyDict_CheckExact(memo.ptr()); }
 
 bool is_named(PyObject* object) {
@@ -113,45 +115,45 @@ bool is_named(PyObject* object) {
   return false;
 }
 
-/// Remembers `object`, or what lies directly in it: a dict of model and optimizer has no name of its own.
+/// Remembers `object`, or the models and optimizers directly in it: a dict of the two has no name of its own.
 void remember(PyObject* object) {
   if (remember_named == nullptr) return;
-  std::vector<py::object> found;
-  const auto look = [&](PyObject* one) {
-    if (is_named(one)) found.push_back(borrow(one));
+  std::vector<py::object> named;
+  const auto add_if_named = [&](PyObject* member) {
+    if (is_named(member)) named.push_back(borrow(member));
   };
   PyObject* dict = PyDict_CheckExact(object) ? object : existing_dict(object);
   if (is_named(object)) {
-    found.push_back(borrow(object));
+    named.push_back(borrow(object));
   } else if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) {
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); ++i) look(PySequence_Fast_GET_ITEM(object, i));
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); ++i) add_if_named(PySequence_Fast_GET_ITEM(object, i));
   } else if (dict != nullptr) {
     PyObject *key, *value;
-    for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) look(value);
+    for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value);) add_if_named(value);
   }
-  for (const auto& one : found) (*remember_named)(one);
+  for (const auto& member : named) (*remember_named)(member);
 }
 
-struct How {
+struct DeepCopyOptions {
   bool strict = false;
-  bool apart = false;  ///< an ordinary deep copy
+  bool shares = true;  ///< false: an ordinary deep copy
   py::object excluded = {};
   py::object reducers = {};
 };
 
-py::object deep_copy(const py::object& source, const py::object& memo, const How& how) {
+py::object deep_copy_with(const py::object& source, const py::object& memo, const DeepCopyOptions& options) {
   check_stack();
   if (is_unusual(memo)) return borrow(Protocol::get().python_deepcopy)(source, memo);
-  std::optional<Apart> apart;
+  std::optional<UnsharedCopyScope> unshared;
   if (Call* running = Call::running(memo.ptr())) {
-    if (how.apart) apart.emplace(*running);
-    Memo known(*running, memo);
-    return translated([&] { return Walk(known).copy(source.ptr()); });
+    if (!options.shares) unshared.emplace(*running);
+    Memo call_memo(*running, memo);
+    return with_python_errors([&] { return Walk(call_memo).deep_copy(source.ptr()); });
   }
-  Call call(how.strict, how.excluded, how.reducers);
-  if (how.apart) apart.emplace(call);
-  auto copy = copy_by(call, source, memo);
-  if (!how.apart) {
+  Call call(options.strict, options.excluded, options.reducers);
+  if (!options.shares) unshared.emplace(call);
+  auto copy = run_call(call, source, memo);
+  if (options.shares) {
     remember(source.ptr());
     remember(copy.ptr());
   }
@@ -170,19 +172,19 @@ bool are_reducers(PyObject* reducers) {
 }  // namespace
 
 py::object clone(const py::object& source, const py::object& memo, bool strict, const py::object& reducers) {
-  if (reducers.is_none()) return deep_copy(source, memo, {.strict = strict});
+  if (reducers.is_none()) return deep_copy_with(source, memo, {.strict = strict});
   if (!are_reducers(reducers.ptr()))
     throw py::type_error("reducers: expected a tuple of pairs of a class and a function");
-  return deep_copy(source, memo, {.strict = strict, .reducers = reducers});
+  return deep_copy_with(source, memo, {.strict = strict, .reducers = reducers});
 }
 
 py::object patched_deepcopy(const py::object& source, const py::object& memo) {
   if (excluded_classes == nullptr) return ordinary_deepcopy(source, memo);
-  return deep_copy(source, memo, {.excluded = borrow(excluded_classes)});
+  return deep_copy_with(source, memo, {.excluded = borrow(excluded_classes)});
 }
 
 py::object ordinary_deepcopy(const py::object& source, const py::object& memo) {
-  return deep_copy(source, memo, {.apart = true});
+  return deep_copy_with(source, memo, {.shares = false});
 }
 
 void set_patch(const py::object& excluded) {
@@ -196,9 +198,9 @@ void set_remember(const py::function& remember, const py::tuple& classes) {
 }
 
 void install_entries() {
-  Protocol::get().install(py::cpp_function(&entry<copy_parameter>, py::arg("source"), py::arg("memo")),
-                          py::cpp_function(&entry<copy_tensor>, py::arg("source"), py::arg("memo")),
-                          py::cpp_function(&entry<copy_storage>, py::arg("source"), py::arg("memo")));
+  Protocol::get().install(py::cpp_function(&dispatch_entry<copy_parameter>, py::arg("source"), py::arg("memo")),
+                          py::cpp_function(&dispatch_entry<copy_tensor>, py::arg("source"), py::arg("memo")),
+                          py::cpp_function(&dispatch_entry<copy_storage>, py::arg("source"), py::arg("memo")));
 }
 
 }  // namespace torchcow

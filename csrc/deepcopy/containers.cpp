@@ -6,26 +6,26 @@ namespace torchcow {
 PyObject* Walk::resume_list(PyObject* result) {
   PyObject* const source = top().source.ptr();
   PyObject* const copy = top().copy.ptr();
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   Py_ssize_t position = top().position;
   for (;;) {
-    if (made) {
-      check(PyList_Append(copy, made.ptr()));
-      made = {};
+    if (member_copy) {
+      check(PyList_Append(copy, member_copy.ptr()));
+      member_copy = {};
       ++position;
     }
     if (position >= PyList_GET_SIZE(source)) break;
     auto member = borrow(PyList_GET_ITEM(source, position));
     const auto depth = frames_.size();
-    made = py::reinterpret_steal<py::object>(enter(member.ptr()));
-    if (!made) {
+    member_copy = py::reinterpret_steal<py::object>(enter(member.ptr()));
+    if (!member_copy) {
       auto& frame = frames_[depth - 1];
       frame.position = position;
       frame.pending = std::move(member);
       return nullptr;
     }
   }
-  return finish();
+  return finish_frame();
 }
 
 PyObject* Walk::enter_tuple(PyObject* source) {
@@ -45,30 +45,30 @@ PyObject* Walk::resume_tuple(PyObject* result) {
   const auto source = top().source;
   const auto base = top().base;
   const auto size = PyTuple_GET_SIZE(source.ptr());
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   for (;;) {
-    if (made) values_.push_back(std::move(made));
+    if (member_copy) values_.push_back(std::move(member_copy));
     const auto position = static_cast<Py_ssize_t>(values_.size() - base);
     if (position == size) break;
-    made = py::reinterpret_steal<py::object>(enter(PyTuple_GET_ITEM(source.ptr(), position)));
-    if (!made) return nullptr;
+    member_copy = py::reinterpret_steal<py::object>(enter(PyTuple_GET_ITEM(source.ptr(), position)));
+    if (!member_copy) return nullptr;
   }
   // A member that refers back to the tuple has copied it already.
-  if (PyObject* known = memo_.find(source.ptr())) {
-    auto copy = borrow(known);
+  if (PyObject* existing = memo_.find(source.ptr())) {
+    auto copy = borrow(existing);
     values_.resize(base);
-    return finish_with(std::move(copy));
+    return finish_frame_with(std::move(copy));
   }
   bool same = true;
   for (Py_ssize_t i = 0; i < size; ++i) same = same && values_[base + i].ptr() == PyTuple_GET_ITEM(source.ptr(), i);
   if (same) {
     values_.resize(base);
-    return finish_with(source);
+    return finish_frame_with(source);
   }
   auto copy = steal(PyTuple_New(size));
   for (Py_ssize_t i = 0; i < size; ++i) PyTuple_SET_ITEM(copy.ptr(), i, values_[base + i].release().ptr());
   values_.resize(base);
-  return finish_with(std::move(copy));
+  return finish_frame_with(std::move(copy));
 }
 
 // dict: `copy` grows; `position` is PyDict_Next's; `pending` is the key under way. Python evaluates
@@ -79,40 +79,40 @@ PyObject* Walk::resume_dict(PyObject* result) {
   const auto frame = [&]() -> Frame& { return frames_[depth - 1]; };
   PyObject* const source = top().source.ptr();
   PyObject* const copy = top().copy.ptr();
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   for (;;) {
-    if (made && frame().phase == 0) {
+    if (member_copy && frame().phase == 0) {
       const auto key = frame().pending;
-      frame().extra = std::move(made);
+      frame().extra = std::move(member_copy);
       frame().phase = 1;
-      made = py::reinterpret_steal<py::object>(enter(key.ptr()));
-      if (!made) return nullptr;
+      member_copy = py::reinterpret_steal<py::object>(enter(key.ptr()));
+      if (!member_copy) return nullptr;
     }
-    if (made) {
+    if (member_copy) {
       const auto value = std::move(frame().extra);
-      check(PyDict_SetItem(copy, made.ptr(), value.ptr()));
-      made = {};
+      check(PyDict_SetItem(copy, member_copy.ptr(), value.ptr()));
+      member_copy = {};
       frame().phase = 0;
     }
     PyObject *key, *value;
-    auto& here = frame();
-    if (PyDict_GET_SIZE(source) != here.size) raise_changed("changed size");
-    if (!PyDict_Next(source, &here.position, &key, &value)) break;
-    if (here.base++ == static_cast<std::size_t>(here.size)) raise_changed("keys changed");
-    here.pending = borrow(key);
-    const auto held = borrow(value);
-    made = py::reinterpret_steal<py::object>(enter(value));
-    if (!made) {
+    auto& current = frame();
+    if (PyDict_GET_SIZE(source) != current.size) raise_changed("changed size");
+    if (!PyDict_Next(source, &current.position, &key, &value)) break;
+    if (current.base++ == static_cast<std::size_t>(current.size)) raise_changed("keys changed");
+    current.pending = borrow(key);
+    const auto reference = borrow(value);
+    member_copy = py::reinterpret_steal<py::object>(enter(value));
+    if (!member_copy) {
       // The frame above holds the value from now on.
       return nullptr;
     }
   }
-  return finish();
+  return finish_frame();
 }
 
 PyObject* Walk::enter_ordered_dict(PyObject* source) {
   if (has_attributes(source)) return ask(source);
-  if (memo_.hidden() && PyDict_GET_SIZE(source) == 0) return settled(source, steal(PyODict_New()));
+  if (memo_.hidden() && PyDict_GET_SIZE(source) == 0) return finish_object(source, steal(PyODict_New()));
   // What its `__reduce_ex__` would answer.
   const auto items = steal(PyObject_CallMethodNoArgs(source, protocol_.names.items));
   const auto iterator = steal(PyObject_GetIter(items.ptr()));
@@ -125,7 +125,7 @@ PyObject* Walk::enter_set(PyObject* source) {
     const auto arguments = steal(PyTuple_Pack(1, steal(PySequence_List(source)).ptr()));
     return rebuild(source, steal(PyTuple_Pack(3, Py_TYPE(source), arguments.ptr(), Py_None)));
   }
-  if (PySet_GET_SIZE(source) == 0 && PySet_CheckExact(source)) return settled(source, steal(PySet_New(nullptr)));
+  if (PySet_GET_SIZE(source) == 0 && PySet_CheckExact(source)) return finish_object(source, steal(PySet_New(nullptr)));
   auto members = steal(PySequence_List(source));
   auto& frame = push(Frame::Kind::set, source);
   frame.extra = std::move(members);
@@ -138,18 +138,18 @@ PyObject* Walk::resume_set(PyObject* result) {
   const auto depth = frames_.size();
   const auto members = top().extra;
   auto position = top().position;
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   for (;;) {
-    if (made) check(PyList_SetItem(members.ptr(), position++, made.release().ptr()));
+    if (member_copy) check(PyList_SetItem(members.ptr(), position++, member_copy.release().ptr()));
     if (position >= PyList_GET_SIZE(members.ptr())) break;
-    made = py::reinterpret_steal<py::object>(enter(PyList_GET_ITEM(members.ptr(), position)));
-    if (!made) {
+    member_copy = py::reinterpret_steal<py::object>(enter(PyList_GET_ITEM(members.ptr(), position)));
+    if (!member_copy) {
       frames_[depth - 1].position = position;
       return nullptr;
     }
   }
   auto copy = steal(PySet_CheckExact(top().source.ptr()) ? PySet_New(members.ptr()) : PyFrozenSet_New(members.ptr()));
-  return finish_with(std::move(copy));
+  return finish_frame_with(std::move(copy));
 }
 
 // method: `source.__self__` is being copied.
@@ -158,8 +158,8 @@ PyObject* Walk::resume_method(PyObject* result) {
   auto self = py::reinterpret_steal<py::object>(result);
   if (!self) self = py::reinterpret_steal<py::object>(enter(PyMethod_GET_SELF(source.ptr())));
   if (!self) return nullptr;
-  return finish_with(steal(PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(&PyMethod_Type),
-                                                        PyMethod_GET_FUNCTION(source.ptr()), self.ptr(), nullptr)));
+  return finish_frame_with(steal(PyObject_CallFunctionObjArgs(
+      reinterpret_cast<PyObject*>(&PyMethod_Type), PyMethod_GET_FUNCTION(source.ptr()), self.ptr(), nullptr)));
 }
 
 }  // namespace torchcow

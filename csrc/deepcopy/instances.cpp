@@ -57,20 +57,20 @@ PyObject* Walk::enter_slotted(PyObject* source) {
 // module, slotted: names and values wait in `values_` from the start; the value at `position` is being copied.
 PyObject* Walk::resume_state(PyObject* result) {
   const auto base = top().base;
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   auto position = static_cast<std::size_t>(top().position);
-  if (made) {
-    values_[base + position + 1] = std::move(made);
+  if (member_copy) {
+    values_[base + position + 1] = std::move(member_copy);
     position += 2;
   }
   for (; base + position < values_.size(); position += 2) {
     const auto depth = frames_.size();
-    made = py::reinterpret_steal<py::object>(enter(values_[base + position + 1].ptr()));
-    if (!made) {
+    member_copy = py::reinterpret_steal<py::object>(enter(values_[base + position + 1].ptr()));
+    if (!member_copy) {
       frames_[depth - 1].position = static_cast<Py_ssize_t>(position);
       return nullptr;
     }
-    values_[base + position + 1] = std::move(made);
+    values_[base + position + 1] = std::move(member_copy);
   }
   if (top().kind == Frame::Kind::module) return finish_instance();
   const auto copy = top().copy;
@@ -78,7 +78,7 @@ PyObject* Walk::resume_state(PyObject* result) {
     check(PyObject_SetAttr(copy.ptr(), values_[i].ptr(), values_[i + 1].ptr()));
   }
   values_.resize(base);
-  return finish();
+  return finish_frame();
 }
 
 // instance: `extra` is the source's `__dict__`. Phase 0: its names and copied values gather in `values_`. Phase 1: the
@@ -87,26 +87,26 @@ PyObject* Walk::resume_instance(PyObject* result) {
   const auto depth = frames_.size();
   const auto frame = [&]() -> Frame& { return frames_[depth - 1]; };
   PyObject* const dict = top().extra.ptr();
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   if (top().phase == 1) {
-    if (!made) made = py::reinterpret_steal<py::object>(enter(dict));
-    if (!made) return nullptr;
+    if (!member_copy) member_copy = py::reinterpret_steal<py::object>(enter(dict));
+    if (!member_copy) return nullptr;
     const auto attributes = steal(PyObject_GenericGetDict(frame().copy.ptr(), nullptr));
-    check(PyDict_Update(attributes.ptr(), made.ptr()));
-    return finish();
+    check(PyDict_Update(attributes.ptr(), member_copy.ptr()));
+    return finish_frame();
   }
   for (;;) {
-    if (made) values_.push_back(std::move(made));
-    auto& here = frame();
-    if (PyDict_GET_SIZE(dict) != here.size) raise_changed("changed size");
+    if (member_copy) values_.push_back(std::move(member_copy));
+    auto& current = frame();
+    if (PyDict_GET_SIZE(dict) != current.size) raise_changed("changed size");
     PyObject *key, *value;
-    if (!PyDict_Next(dict, &here.position, &key, &value)) break;
-    if (values_.size() - here.base == 2 * static_cast<std::size_t>(here.size)) raise_changed("keys changed");
-    const auto held = borrow(value);
+    if (!PyDict_Next(dict, &current.position, &key, &value)) break;
+    if (values_.size() - current.base == 2 * static_cast<std::size_t>(current.size)) raise_changed("keys changed");
+    const auto reference = borrow(value);
     auto name = borrow(key);
-    values_.push_back(PyUnicode_CheckExact(key) ? std::move(name) : Walk(memo_).copy(key));
-    made = py::reinterpret_steal<py::object>(enter(value));
-    if (!made) return nullptr;
+    values_.push_back(PyUnicode_CheckExact(key) ? std::move(name) : Walk(memo_).deep_copy(key));
+    member_copy = py::reinterpret_steal<py::object>(enter(value));
+    if (!member_copy) return nullptr;
   }
   return finish_instance();
 }
@@ -120,7 +120,7 @@ PyObject* Walk::finish_instance() {
     check(PyDict_SetItem(attributes.ptr(), values_[i].ptr(), values_[i + 1].ptr()));
   }
   values_.resize(base);
-  return finish();
+  return finish_frame();
 }
 
 }  // namespace torchcow

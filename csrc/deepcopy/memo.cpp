@@ -100,9 +100,9 @@ void Memo::put(PyObject* source, PyObject* copy) {
   if (entries_.size() * 2 > table_.size()) grow();
 }
 
-void Memo::settle(PyObject* source, PyObject* copy) { hidden() ? put(source, copy) : settle_again(source, copy); }
+void Memo::finish(PyObject* source, PyObject* copy) { hidden() ? put(source, copy) : finish_started(source, copy); }
 
-void Memo::settle_again(PyObject* source, PyObject* copy) {
+void Memo::finish_started(PyObject* source, PyObject* copy) {
   if (hidden()) return;
   put(source, copy);
   keep_alive(source, dict_.ptr());

@@ -10,14 +10,13 @@
 
 /// The memo of a deep copy: which object was copied to which, by identity.
 ///
-/// It is *hidden* as long as no user code can see it: a table of ours, several times faster than a dict. The first
-/// method or table entry that wants the memo gets a dict with everything that a deep copy would have put into it: the
-/// copies under the identities of their sources, the list that keeps sources alive under the identity of the memo
-/// itself, and the storages under "torch". From then on that dict is the memo, with all that its holder does to it. A
+/// The memo is *hidden* as long as no user code can see it: a table of ours, several times faster than a dict. The
+/// first method or dispatch entry that takes the memo gets a dict with everything that a deep copy would have put into
+/// it: the copies under the identities of their sources, the list that keeps sources alive under the identity of the
+/// memo itself, and the storages under "torch". From then on that dict is the memo, whatever user code does to it. A
 /// memo that the caller brings is a dict from the start.
 ///
-/// One entry is left out while the memo is hidden: that of an instance's `__dict__`, if nobody but the instance refers
-/// to it.
+/// One entry is left out while the memo is hidden: that of an instance's `__dict__`, if only the instance refers to it.
 ///
 /// Ownership: sources and copies are kept alive as long as the memo lives.
 
@@ -38,10 +37,10 @@ class Memo {
   PyObject* find(PyObject* source);
   /// memo[id(source)] = copy
   void put(PyObject* source, PyObject* copy);
-  /// What deepcopy does when an object is done: the entry, and the source kept alive.
-  void settle(PyObject* source, PyObject* copy);
+  /// What deepcopy does when an object is done: it puts the entry and keeps the source alive.
+  void finish(PyObject* source, PyObject* copy);
   /// The same for an object whose entry was put when its copy began.
-  void settle_again(PyObject* source, PyObject* copy);
+  void finish_started(PyObject* source, PyObject* copy);
 
   /// The memo as user code sees it.
   PyObject* dict();

@@ -88,7 +88,7 @@ class Protocol {
 
   Treatment treatment_of(PyTypeObject* type);
 
-  /// Is `type` one of the atomic types of `copy`, and has nobody registered anything else for those?
+  /// Is `type` one of the most common atomic types, and are all atomic types of `copy` still registered as atomic?
   bool plainly_atomic(PyTypeObject* type) {
     const bool atomic = type == &PyUnicode_Type || type == &PyLong_Type || type == &PyBool_Type ||
                         type == &PyFloat_Type || type == Py_TYPE(Py_None) || type == &PyFunction_Type ||
@@ -107,8 +107,7 @@ class Protocol {
   /// Is the constructor of torch.nn.Parameter still torch's?
   bool constructs_parameters() const;
 
-  /// Has an instance with this `__dict__` none of the methods that a deep copy asks for, as far as it is up to the
-  /// instance?
+  /// Does this `__dict__` of an instance override none of the methods that a deep copy asks for?
   bool plain_attributes(PyObject* dict) const;
   /// The same for a module, whose tables of children answer too; and torch.nn.Module.__setstate__ would add nothing.
   /// Adds the names and values in `dict` to `state`, all of them if the answer is yes.

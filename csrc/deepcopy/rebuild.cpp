@@ -3,12 +3,12 @@
 namespace torchcow {
 
 /// The questions that copy.deepcopy puts to an object without an entry in its table, in its order.
-PyObject* Walk::ask(PyObject* asked) {
-  const auto held = borrow(asked);
-  PyObject* const source = held.ptr();
+PyObject* Walk::ask(PyObject* object) {
+  const auto reference = borrow(object);
+  PyObject* const source = reference.ptr();
   const auto& names = protocol_.names;
   if (const auto method = find_attribute(source, names.deepcopy)) {
-    return settled(source, steal(PyObject_CallOneArg(method.ptr(), memo_.dict())));
+    return finish_object(source, steal(PyObject_CallOneArg(method.ptr(), memo_.dict())));
   }
   auto* type = reinterpret_cast<PyObject*>(Py_TYPE(source));
   py::object reduced;
@@ -25,17 +25,17 @@ PyObject* Walk::ask(PyObject* asked) {
     PyErr_Format(protocol_.error, "un(deep)copyable object of type %S", type);
     raise();
   }
-  if (PyUnicode_Check(reduced.ptr())) return held.inc_ref().ptr();
+  if (PyUnicode_Check(reduced.ptr())) return reference.inc_ref().ptr();
   return rebuild(source, std::move(reduced));
 }
 
 /// A reducer of the call answers for the object, or passes it on to the object's own protocol.
-PyObject* Walk::ask_reducer(PyObject* asked, PyObject* reducer) {
-  const auto held = borrow(asked);
-  auto reduced = steal(PyObject_CallOneArg(reducer, asked));
-  if (reduced.ptr() == Py_NotImplemented) return ask(asked);
-  if (PyUnicode_Check(reduced.ptr())) return held.inc_ref().ptr();
-  return rebuild(asked, std::move(reduced), 6);
+PyObject* Walk::ask_reducer(PyObject* object, PyObject* reducer) {
+  const auto reference = borrow(object);
+  auto reduced = steal(PyObject_CallOneArg(reducer, object));
+  if (reduced.ptr() == Py_NotImplemented) return ask(object);
+  if (PyUnicode_Check(reduced.ptr())) return reference.inc_ref().ptr();
+  return rebuild(object, std::move(reduced), 6);
 }
 
 /// What `copy._reconstruct(source, memo, *reduced)` does. Answers of unusual shape are left to it, errors included.
@@ -44,8 +44,8 @@ PyObject* Walk::rebuild(PyObject* source, py::object reduced, Py_ssize_t most_pa
                      PyTuple_GET_SIZE(reduced.ptr()) <= most_parts &&
                      PyTuple_CheckExact(PyTuple_GET_ITEM(reduced.ptr(), 1));
   if (!usual) {
-    return settled(source, steal(PyObject_CallFunctionObjArgs(protocol_.call_reconstruct, source, memo_.dict(),
-                                                              reduced.ptr(), nullptr)));
+    return finish_object(source, steal(PyObject_CallFunctionObjArgs(protocol_.call_reconstruct, source, memo_.dict(),
+                                                                    reduced.ptr(), nullptr)));
   }
   auto& frame = push(Frame::Kind::rebuild, source);
   frame.extra = std::move(reduced);
@@ -74,7 +74,7 @@ PyObject* Walk::resume_rebuild(PyObject* result) {
         done = rebuild_pairs(result);
         break;
       default:
-        return finish();
+        return finish_frame();
     }
     if (!done) return nullptr;
     result = nullptr;
@@ -88,7 +88,7 @@ PyObject* Walk::resume_rebuild(PyObject* result) {
 namespace {
 
 /// Part `index` of what an object was reduced to, borrowed, or nullptr if it is left out or None.
-PyObject* part(const py::object& reduced, Py_ssize_t index) {
+PyObject* reduced_part(const py::object& reduced, Py_ssize_t index) {
   if (index >= PyTuple_GET_SIZE(reduced.ptr())) return nullptr;
   PyObject* found = PyTuple_GET_ITEM(reduced.ptr(), index);
   return found == Py_None ? nullptr : found;
@@ -123,13 +123,13 @@ bool Walk::rebuild_arguments(PyObject* result) {
   const auto reduced = top().extra;
   const auto base = top().base;
   PyObject* arguments = PyTuple_GET_ITEM(reduced.ptr(), 1);
-  auto made = py::reinterpret_steal<py::object>(result);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
   for (;;) {
-    if (made) values_.push_back(std::move(made));
+    if (member_copy) values_.push_back(std::move(member_copy));
     const auto position = static_cast<Py_ssize_t>(values_.size() - base);
     if (position == PyTuple_GET_SIZE(arguments)) break;
-    made = py::reinterpret_steal<py::object>(enter(PyTuple_GET_ITEM(arguments, position)));
-    if (!made) return false;
+    member_copy = py::reinterpret_steal<py::object>(enter(PyTuple_GET_ITEM(arguments, position)));
+    if (!member_copy) return false;
   }
   const auto copies = steal(PyTuple_New(PyTuple_GET_SIZE(arguments)));
   for (auto i = base; i < values_.size(); ++i) {
@@ -147,13 +147,13 @@ bool Walk::rebuild_state(PyObject* result) {
   const auto depth = frames_.size();
   auto state = py::reinterpret_steal<py::object>(result);
   if (!state) {
-    PyObject* source = part(top().extra, 2);
+    PyObject* source = reduced_part(top().extra, 2);
     if (source == nullptr) return true;
     state = py::reinterpret_steal<py::object>(enter(source));
     if (!state) return false;
   }
   const auto copy = frames_[depth - 1].copy;
-  if (PyObject* setter = part(frames_[depth - 1].extra, 5)) {
+  if (PyObject* setter = reduced_part(frames_[depth - 1].extra, 5)) {
     steal(PyObject_CallFunctionObjArgs(setter, copy.ptr(), state.ptr(), nullptr));
     return true;
   }
@@ -189,22 +189,22 @@ bool Walk::rebuild_state(PyObject* result) {
 /// for item in items: copy.append(deepcopy(item)). `pending` is the iterator.
 bool Walk::rebuild_items(PyObject* result) {
   const auto depth = frames_.size();
-  auto made = py::reinterpret_steal<py::object>(result);
-  if (!made) {
-    PyObject* items = part(top().extra, 3);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
+  if (!member_copy) {
+    PyObject* items = reduced_part(top().extra, 3);
     if (items == nullptr) return true;
     top().pending = steal(PyObject_GetIter(items));
   }
   const auto iterator = frames_[depth - 1].pending;
   for (;;) {
-    if (made) {
+    if (member_copy) {
       const auto copy = frames_[depth - 1].copy;
-      steal(PyObject_CallMethodOneArg(copy.ptr(), protocol_.names.append, made.ptr()));
+      steal(PyObject_CallMethodOneArg(copy.ptr(), protocol_.names.append, member_copy.ptr()));
     }
     const auto item = next(iterator.ptr());
     if (!item) return true;
-    made = py::reinterpret_steal<py::object>(enter(item.ptr()));
-    if (!made) return false;
+    member_copy = py::reinterpret_steal<py::object>(enter(item.ptr()));
+    if (!member_copy) return false;
   }
 }
 
@@ -212,32 +212,32 @@ bool Walk::rebuild_items(PyObject* result) {
 /// waits in `values_` is the source's value, and then the copied key.
 bool Walk::rebuild_pairs(PyObject* result) {
   const auto depth = frames_.size();
-  auto made = py::reinterpret_steal<py::object>(result);
-  if (!made) {
-    PyObject* pairs = part(top().extra, 4);
+  auto member_copy = py::reinterpret_steal<py::object>(result);
+  if (!member_copy) {
+    PyObject* pairs = reduced_part(top().extra, 4);
     if (pairs == nullptr) return true;
     top().pending = steal(PyObject_GetIter(pairs));
   }
   const auto iterator = frames_[depth - 1].pending;
   for (;;) {
-    if (made && frames_[depth - 1].position == 0) {
-      const auto value = std::exchange(values_.back(), std::move(made));
+    if (member_copy && frames_[depth - 1].position == 0) {
+      const auto value = std::exchange(values_.back(), std::move(member_copy));
       frames_[depth - 1].position = 1;
-      made = py::reinterpret_steal<py::object>(enter(value.ptr()));
-      if (!made) return false;
+      member_copy = py::reinterpret_steal<py::object>(enter(value.ptr()));
+      if (!member_copy) return false;
     }
-    if (made) {
+    if (member_copy) {
       const auto key = std::move(values_.back());
       values_.pop_back();
-      check(PyObject_SetItem(frames_[depth - 1].copy.ptr(), key.ptr(), made.ptr()));
+      check(PyObject_SetItem(frames_[depth - 1].copy.ptr(), key.ptr(), member_copy.ptr()));
       frames_[depth - 1].position = 0;
     }
     const auto pair = next(iterator.ptr());
     if (!pair) return true;
     auto [key, value] = unpacked(pair);
     values_.push_back(std::move(value));
-    made = py::reinterpret_steal<py::object>(enter(key.ptr()));
-    if (!made) return false;
+    member_copy = py::reinterpret_steal<py::object>(enter(key.ptr()));
+    if (!member_copy) return false;
   }
 }
 

@@ -31,9 +31,9 @@ bool is_plain(const at::Tensor& tensor) {
          impl->key_set().has(c10::DispatchKey::Dense);
 }
 
-/// Does something see each operator of this thread, or each function that is called with a tensor? What a deep copy
-/// runs is its business then: a fake tensor mode answers with fake tensors, a tracer records.
-bool watched() {
+/// Does a mode or a tracer see each operator of this thread, or each function that is called with a tensor? It must see
+/// what a deep copy runs, too: a fake tensor mode returns fake tensors, a tracer records.
+bool operators_are_watched() {
   if (c10::impl::TorchDispatchModeTLS::any_modes_set() ||
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Tracer)) {
@@ -47,16 +47,16 @@ bool watched() {
   return false;
 }
 
-void copied(Reason reason, const c10::Storage& copy) {
+void record_copy(Reason reason, const c10::Storage& copy) {
   auto* storage = copy.unsafeGetStorageImpl();
   // Why a tiny storage is not shared can be seen from its size.
   record(Way::eager, reason, "torchcow.clone", storage->nbytes(), storage->device(),
          reason == Reason::tiny ? nullptr : storage);
 }
 
-void copied(Reason reason, const at::Tensor& copy) {
+void record_copy(Reason reason, const at::Tensor& copy) {
   if (copy.unsafeGetTensorImpl()->has_storage()) {
-    copied(reason, copy.unsafeGetTensorImpl()->unsafe_storage());
+    record_copy(reason, copy.unsafeGetTensorImpl()->unsafe_storage());
   } else {
     record(Way::eager, reason, "torchcow.clone", 0, copy.device());
   }
@@ -68,12 +68,12 @@ void copied(Reason reason, const at::Tensor& copy) {
 constexpr std::size_t vector_bytes = 16;
 
 /// On the CPU, what is too small to share is copied here. A zero tensor has bytes to copy, but no memory.
-bool copies_bytes(Reason reason, const c10::StorageImpl& source) {
+bool copies_eagerly(Reason reason, const c10::StorageImpl& source) {
   return reason == Reason::tiny && source.device().is_cpu() && (source.nbytes() == 0 || source.data() != nullptr);
 }
 
-/// Memory of its own with the bytes [offset, offset + bytes) of `source`, on the CPU.
-c10::Storage copy_bytes(const c10::StorageImpl& source, std::size_t offset, std::size_t bytes) {
+/// A storage of its own with the bytes [offset, offset + bytes) of `source`, on the CPU.
+c10::Storage copy_of_bytes(const c10::StorageImpl& source, std::size_t offset, std::size_t bytes) {
   auto* allocator = c10::GetCPUAllocator();
   auto data = allocator->allocate(bytes);
   if (bytes > 0) std::memcpy(data.get(), static_cast<const char*>(source.data()) + offset, bytes);
@@ -111,15 +111,15 @@ at::Tensor parameter_data(Call& call, const at::Tensor& source) {
         return tensor_over(c10::Storage(std::move(shared)), *impl, 0);
       }
     }
-    if (copies_bytes(reason, storage) && offset + bytes <= storage.nbytes()) {
-      auto copy = copy_bytes(storage, offset, bytes);
-      copied(reason, copy);
+    if (copies_eagerly(reason, storage) && offset + bytes <= storage.nbytes()) {
+      auto copy = copy_of_bytes(storage, offset, bytes);
+      record_copy(reason, copy);
       return tensor_over(std::move(copy), *impl, 0);
     }
   }
   const py::gil_scoped_release unlocked;
   auto copy = source.variable_data().clone(at::MemoryFormat::Preserve);
-  copied(reason, copy);
+  record_copy(reason, copy);
   return copy;
 }
 
@@ -128,10 +128,10 @@ c10::Storage new_storage(Memo& memo, const c10::Storage& source) {
   auto& impl = *source.unsafeGetStorageImpl();
   Reason reason;
   if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) return c10::Storage(std::move(shared));
-  c10::Storage copy = copies_bytes(reason, impl)
-                          ? copy_bytes(impl, 0, impl.nbytes())
+  c10::Storage copy = copies_eagerly(reason, impl)
+                          ? copy_of_bytes(impl, 0, impl.nbytes())
                           : THPStorage_Unpack(steal(THPStorage_Wrap(source)).attr("clone")().ptr());
-  copied(reason, copy);
+  record_copy(reason, copy);
   return copy;
 }
 
@@ -155,7 +155,7 @@ c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
   if (!copy) {
     copy = copy_storage(memo, object.ptr());
     if (!copy) return {};
-    memo.settle(object.ptr(), copy.ptr());
+    memo.finish(object.ptr(), copy.ptr());
   }
   return THPStorage_CheckTypeExact(Py_TYPE(copy.ptr())) ? THPStorage_Unpack(copy.ptr()) : c10::Storage();
 }
@@ -215,7 +215,7 @@ py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
     auto copied_attributes = borrow(memo.find(attributes));
     if (!copied_attributes) {
       copied_attributes = steal(PyDict_Copy(attributes));
-      memo.settle(attributes, copied_attributes.ptr());
+      memo.finish(attributes, copied_attributes.ptr());
     }
     check(PyObject_SetAttr(result.ptr(), Protocol::get().names.dict, copied_attributes.ptr()));
   }
@@ -227,7 +227,7 @@ py::object new_tensor(Memo& memo, const at::Tensor& source, PyObject* object) {
 py::object copy_parameter(Memo& memo, PyObject* source) {
   if (!check(inherits_method(source, Protocol::get().names.deepcopy)) == 1) return {};
   const auto& tensor = THPVariable_Unpack(source);
-  if (!is_plain(tensor) || watched()) return {};
+  if (!is_plain(tensor) || operators_are_watched()) return {};
   auto& protocol = Protocol::get();
   auto data = parameter_data(memo.call(), tensor);
   const bool requires_grad = tensor.requires_grad();
@@ -245,7 +245,8 @@ py::object copy_tensor(Memo& memo, PyObject* source) {
   auto& protocol = Protocol::get();
   if (protocol.treatment_of(protocol.storage.type) != Treatment::storage) return {};  // torch asks it for its copy
   const auto& tensor = THPVariable_Unpack(source);
-  if (!copies_like_plain_memory(tensor, source) || c10::InferenceMode::is_enabled() || watched()) return {};
+  if (!copies_like_plain_memory(tensor, source) || c10::InferenceMode::is_enabled() || operators_are_watched())
+    return {};
   const auto grad = tensor.grad();
   if (!grad.defined()) return new_tensor(memo, tensor, source);
 
@@ -267,7 +268,7 @@ py::object copy_tensor(Memo& memo, PyObject* source) {
 }
 
 py::object copy_storage(Memo& memo, PyObject* source) {
-  if (!is_bare(source) || watched()) return {};
+  if (!is_bare(source) || operators_are_watched()) return {};
   const auto& storage = THPStorage_Unpack(source);
   if (memo.hidden()) return steal(THPStorage_Wrap(storage_once(memo, storage)));
   PyObject* dict = memo.dict();
@@ -288,7 +289,7 @@ void note_seen_or_record(Memo& memo, PyObject* source, PyObject* copy) {
   if (!plain || Py_TYPE(copy) != type) return;
   const auto& tensor = THPVariable_Unpack(source);
   if (!memo.call().shares()) {
-    if (memo.call().excludes_any()) copied(Reason::excluded, THPVariable_Unpack(copy));
+    if (memo.call().excludes_any()) record_copy(Reason::excluded, THPVariable_Unpack(copy));
   } else if (type == protocol.tensor.type && tensor.layout() == at::kStrided && !tensor.is_quantized()) {
     memo.call().note_seen(*tensor.unsafeGetTensorImpl());
   } else {
@@ -304,7 +305,7 @@ void record_if_copied(PyObject* tensor) {
     const auto used = usage(*impl->unsafe_storage().unsafeGetStorageImpl());
     if (used.block != nullptr && used.block_sharers > 1) return;
   }
-  copied(Reason::kind, copy);
+  record_copy(Reason::kind, copy);
 }
 
 }  // namespace torchcow

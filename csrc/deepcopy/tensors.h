@@ -4,12 +4,12 @@
 
 /// Copies of parameters, tensors and storages that share the memory of their sources.
 ///
-/// Each function does what torch's `__deepcopy__` of that class does, without a call of Python, or nothing: then the
-/// answer is a null object, and the caller must call torch's method. That is so for whatever is not dense memory on a
-/// device that shares (sparse, quantized, nested, meta, fake and functorch tensors, named, conjugate and negative
-/// views), for the errors that torch raises, and while a mode or a tracer of torch watches operators.
+/// Each function does what torch's `__deepcopy__` of that class does, without a call of Python, or it does nothing and
+/// returns a null object: then the caller must call torch's method. It does nothing for tensors that are not dense
+/// memory on a device that shares (sparse, quantized, nested, meta, fake and functorch tensors, named, conjugate and
+/// negative views), where torch would raise an error, and while a mode or a tracer of torch watches operators.
 ///
-/// What is copied instead of shared is recorded with its reason.
+/// A tensor that is copied instead of shared is recorded with the reason.
 
 namespace torchcow {
 

@@ -9,11 +9,11 @@ namespace torchcow {
 
 namespace {
 
-/// Nesting beyond this and beyond Python's own limit is taken for endless: an object whose `__reduce__` makes another
-/// one.
-constexpr std::size_t deepest = 100'000;
+/// Nesting beyond this and beyond Python's own limit is taken for endless, as in an object whose `__reduce__` always
+/// makes another one.
+constexpr std::size_t max_depth = 100'000;
 
-constexpr std::uint32_t breaths_per_turn = 16;
+constexpr std::uint32_t polls_per_lock_release = 16;
 
 }  // namespace
 
@@ -24,12 +24,12 @@ Walk::Walk(Memo& memo) : memo_(memo), protocol_(Protocol::get()) {
 }
 
 Walk::~Walk() {
-  // Their objects may run user code when they go.
+  // Objects in them may run user code when they die.
   frames_.clear();
   values_.clear();
 }
 
-py::object Walk::copy(PyObject* source) {
+py::object Walk::deep_copy(PyObject* source) {
   PyObject* result = enter(source);
   while (!frames_.empty()) result = resume(result);
   assert(values_.empty() && result != nullptr);
@@ -38,10 +38,10 @@ py::object Walk::copy(PyObject* source) {
 
 PyObject* Walk::enter_compound(PyObject* source) {
   auto* type = Py_TYPE(source);
-  if (PyObject* known = memo_.find(source)) return borrow(known).release().ptr();
+  if (PyObject* existing = memo_.find(source)) return borrow(existing).release().ptr();
   if (memo_.call().excludes(type)) {
-    const Apart apart(memo_.call());
-    return Walk(memo_).copy(borrow(source).ptr()).release().ptr();
+    const UnsharedCopyScope unshared(memo_.call());
+    return Walk(memo_).deep_copy(borrow(source).ptr()).release().ptr();
   }
   if (PyObject* reducer = memo_.call().reducer_of(type)) return ask_reducer(source, reducer);
   const auto treatment = protocol_.treatment_of(type);
@@ -57,7 +57,7 @@ PyObject* Walk::enter_compound(PyObject* source) {
     case Treatment::tuple:
       return enter_tuple(source);
     case Treatment::dict: {
-      if (memo_.hidden() && PyDict_GET_SIZE(source) == 0) return settled(source, steal(PyDict_New()));
+      if (memo_.hidden() && PyDict_GET_SIZE(source) == 0) return finish_object(source, steal(PyDict_New()));
       auto& frame = push(Frame::Kind::dict, source);
       frame.copy = steal(PyDict_New());
       frame.size = PyDict_GET_SIZE(source);
@@ -83,10 +83,10 @@ PyObject* Walk::enter_compound(PyObject* source) {
     case Treatment::storage:
       return enter_tensor(source, treatment);
     case Treatment::entry: {
-      const auto held = borrow(source);
+      const auto reference = borrow(source);
       const auto entry = borrow(protocol_.entry_of(type));
       if (!entry) return ask(source);
-      return settled(source, steal(PyObject_CallFunctionObjArgs(entry.ptr(), source, memo_.dict(), nullptr)));
+      return finish_object(source, steal(PyObject_CallFunctionObjArgs(entry.ptr(), source, memo_.dict(), nullptr)));
     }
     case Treatment::ask:
       return ask(source);
@@ -118,34 +118,34 @@ PyObject* Walk::resume(PyObject* result) {
 }
 
 Walk::Frame& Walk::push(Frame::Kind kind, PyObject* source) {
-  if (frames_.size() >= std::max<std::size_t>(deepest, static_cast<std::size_t>(Py_GetRecursionLimit()))) {
+  if (frames_.size() >= std::max<std::size_t>(max_depth, static_cast<std::size_t>(Py_GetRecursionLimit()))) {
     PyErr_SetString(PyExc_RecursionError, "maximum recursion depth exceeded in a deep copy");
     raise();
   }
   return frames_.emplace_back(kind, source);
 }
 
-PyObject* Walk::finish() {
+PyObject* Walk::finish_frame() {
   const auto source = std::move(top().source);
   auto copy = std::move(top().copy);
   frames_.pop_back();
-  if (copy.ptr() != source.ptr()) memo_.settle_again(source.ptr(), copy.ptr());
+  if (copy.ptr() != source.ptr()) memo_.finish_started(source.ptr(), copy.ptr());
   return copy.release().ptr();
 }
 
-PyObject* Walk::finish_with(py::object copy) {
+PyObject* Walk::finish_frame_with(py::object copy) {
   const auto source = std::move(top().source);
   frames_.pop_back();
-  return settled(source.ptr(), std::move(copy));
+  return finish_object(source.ptr(), std::move(copy));
 }
 
-PyObject* Walk::settled(PyObject* source, py::object copy) {
-  if (copy.ptr() != source) memo_.settle(source, copy.ptr());
+PyObject* Walk::finish_object(PyObject* source, py::object copy) {
+  if (copy.ptr() != source) memo_.finish(source, copy.ptr());
   return copy.release().ptr();
 }
 
 PyObject* Walk::enter_tensor(PyObject* source, Treatment treatment) {
-  const auto held = borrow(source);
+  const auto reference = borrow(source);
   py::object copy;
   if (memo_.call().shares()) {
     copy = treatment == Treatment::parameter ? copy_parameter(memo_, source)
@@ -156,7 +156,7 @@ PyObject* Walk::enter_tensor(PyObject* source, Treatment treatment) {
     copy = protocol_.inherited(source, memo_.dict());
     if (treatment != Treatment::storage) note_seen_or_record(memo_, source, copy.ptr());
   }
-  return settled(source, std::move(copy));
+  return finish_object(source, std::move(copy));
 }
 
 void Walk::raise_changed(const char* what) {
@@ -164,9 +164,9 @@ void Walk::raise_changed(const char* what) {
   raise();
 }
 
-void Walk::breathe() {
+void Walk::poll_interpreter() {
   check(PyErr_CheckSignals());
-  if (ticks_ % (objects_per_breath * breaths_per_turn) == 0) {
+  if (ticks_ % (objects_per_poll * polls_per_lock_release) == 0) {
     const py::gil_scoped_release others;
   }
 }

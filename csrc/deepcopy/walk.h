@@ -12,14 +12,15 @@
 /// stack, and an object is copied at any depth that fits. Only user code that calls deepcopy again recurses, and
 /// Python's limit counts that.
 ///
-/// What is not known to be default (protocol.h) is asked exactly as `copy` asks it. User code runs between steps; it
-/// may change containers that are being copied, the memo, or the classes. No step keeps a borrowed reference over a
-/// call that can run it, and lists and dicts are looked at again after each.
+/// An object whose class is not known to have default methods (protocol.h) is asked exactly as `copy` asks it. User
+/// code runs between steps. It may change containers that are being copied, the memo, or the classes. No step keeps a
+/// borrowed reference over a call that can run user code, and each step reads lists and dicts again.
 ///
-/// Visible in the middle: lists, dicts and instances under way are in the memo as deepcopy would have them, filled as
-/// far as they are; an instance gets its attributes all at once at the end; a tuple does not exist before it is whole.
+/// User code sees unfinished copies as deepcopy would show them: lists, dicts and instances are in the memo, filled as
+/// far as the walk has come. An instance gets its attributes all at once at the end; a tuple does not exist before
+/// that.
 ///
-/// Every 1024 objects signals are looked at, and other threads get a turn.
+/// Every 1024 objects the walk looks for signals; every 16 of these times it lets other threads run.
 
 namespace torchcow {
 
@@ -31,10 +32,10 @@ class Walk {
   Walk& operator=(const Walk&) = delete;
 
   /// copy.deepcopy(source, memo)
-  py::object copy(PyObject* source);
+  py::object deep_copy(PyObject* source);
 
  private:
-  /// A copy under way. Which fields are used, and what for, is told where the frame's kind is resumed.
+  /// A copy under way. The comment at the function that resumes a kind of frame says what its fields hold.
   struct Frame {
     enum class Kind : std::uint8_t { list, tuple, dict, set, instance, module, slotted, method, rebuild };
     Kind kind;
@@ -52,8 +53,8 @@ class Walk {
 
   /// A new reference to the copy, or nullptr: a frame was pushed.
   PyObject* enter(PyObject* source) {
-    if (++ticks_ % objects_per_breath == 0) breathe();
-    // While nobody has put anything into the memo, no atomic object is in it.
+    if (++ticks_ % objects_per_poll == 0) poll_interpreter();
+    // As long as user code cannot see the memo, no atomic object is in it.
     if (memo_.hidden() && protocol_.plainly_atomic(Py_TYPE(source))) return borrow(source).release().ptr();
     return enter_compound(source);
   }
@@ -85,19 +86,20 @@ class Walk {
   bool rebuild_pairs(PyObject* result);
 
   Frame& push(Frame::Kind kind, PyObject* source);
-  /// The frame on top is done, and its copy is in the memo since it began.
-  PyObject* finish();
-  /// The frame on top is done, and this is the copy.
-  PyObject* finish_with(py::object copy);
-  /// What deepcopy does at the end of each object.
-  PyObject* settled(PyObject* source, py::object copy);
-  void breathe();
+  /// The frame on top is done. Its copy has been in the memo since it began.
+  PyObject* finish_frame();
+  /// The frame on top is done, and `copy` is its copy.
+  PyObject* finish_frame_with(py::object copy);
+  /// What deepcopy does at the end of each object: the memo gets it. Returns a new reference to the copy.
+  PyObject* finish_object(PyObject* source, py::object copy);
+  /// Looks for signals, and now and then lets other threads run.
+  void poll_interpreter();
   /// The error of an iterator over a dict that user code has changed.
   [[noreturn]] static void raise_changed(const char* what);
 
   Frame& top() { return frames_.back(); }
 
-  static constexpr std::uint32_t objects_per_breath = 1024;
+  static constexpr std::uint32_t objects_per_poll = 1024;
 
   Memo& memo_;
   Protocol& protocol_;

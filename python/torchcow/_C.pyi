@@ -35,7 +35,7 @@ class ReadingOutcome:
     @property
     def damaged(self) -> bool: ...  # that memory has other bytes now
     @property
-    def looked_into(self) -> bool: ...  # an array or another holder may still refer to it
+    def referenced(self) -> bool: ...  # an array or another holder may still refer to it
 
 class ReadingScope:
     def covered(self) -> list[bool]: ...

@@ -1,7 +1,7 @@
-"""The one door to the native extension: imports torch first, and explains why the extension cannot be had.
+"""The one door to the native extension: imports torch first, and explains why the extension cannot be loaded.
 
-The extension is compiled against C++ interfaces and layouts of torch that change with each minor release. With another
-one, loading it could fail or, worse, succeed; so what it was built for is read from its file first.
+The extension is compiled against C++ interfaces and layouts of torch that change with each minor release. Under another
+release, loading it could fail or, worse, succeed. So this module first reads from the file what it was built for.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ REBUILD = (
 _HERE = Path(__file__).parent
 
 
-def _refusal(what: str, *, module: str = "torchcow._C", remedy: str = REBUILD) -> ImportError:
-    return ImportError(f"{what}. What to do: {remedy}", name=module)
+def _refusal(fact: str, *, module: str = "torchcow._C", remedy: str = REBUILD) -> ImportError:
+    return ImportError(f"{fact}. What to do: {remedy}", name=module)
 
 
 def _built_for(file: Path) -> tuple[str, bool]:
     """The version of torch, and whether its C++ library has the ABI of C++11."""
-    found = re.search(rb"torchcow was built for torch (\S+) with C\+\+11 ABI ([01])\0", file.read_bytes())
-    if found is None:
+    stamp = re.search(rb"torchcow was built for torch (\S+) with C\+\+11 ABI ([01])\0", file.read_bytes())
+    if stamp is None:
         raise _refusal(f"torchcow's native extension does not tell which torch it was built for ({file})")
-    return found[1].decode(), found[2] == b"1"
+    return stamp[1].decode(), stamp[2] == b"1"
 
 
 def _line(version: str) -> str:
-    """The minor release, which patch releases keep to; an unfinished build of torch goes with nothing but itself."""
+    """The minor release, as its patch releases have the same layouts; a development build of torch fits only itself."""
     release = re.fullmatch(r"(\d+\.\d+)(\.\d+)*(\+.*)?", version)
     return f"{release[1]}.*" if release else version
 
@@ -45,28 +45,28 @@ def _extension() -> Path:
 
 
 _version, _cxx11_abi = _built_for(_extension())
-_get_back = f"pip install 'torch=={_line(_version)}'"
+_install_torch = f"pip install 'torch=={_line(_version)}'"
 
 try:
     import torch
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    what = f"torchcow needs torch, which is not installed; it was built for torch {_version}"
-    raise _refusal(what, module="torch", remedy=_get_back) from None
+    fact = f"torchcow needs torch, which is not installed; it was built for torch {_version}"
+    raise _refusal(fact, module="torch", remedy=_install_torch) from None
 
 _running = f"torch {torch.__version__} is installed in {Path(torch.__file__).parent}"
 if _line(_version) != _line(torch.__version__) or _cxx11_abi != torch._C._GLIBCXX_USE_CXX11_ABI:
     raise _refusal(
         f"torchcow was built for torch {_version}{'' if _cxx11_abi else ' without the ABI of C++11'} "
         f"and works with that minor release only, but {_running}",
-        remedy=f"{REBUILD} (or get the other torch back: {_get_back})",
+        remedy=f"{REBUILD} (or get the other torch back: {_install_torch})",
     )
 
 try:
     from torchcow import _C
 except ImportError as error:
-    what = f"torchcow's native extension, which was built for torch {_version}, did not load: {error} ({_running})"
-    raise _refusal(what) from error
+    fact = f"torchcow's native extension, which was built for torch {_version}, did not load: {error} ({_running})"
+    raise _refusal(fact) from error
 
 __all__ = ["REBUILD", "_C"]

@@ -27,6 +27,7 @@ ENGINE = {
         "torchcow.engine",
         "torchcow.engine.clone",
         "torchcow.engine.cuda_graphs",
+        "torchcow.engine.hooks",
         "torchcow.engine.names",
     },
 }
