@@ -2,6 +2,7 @@
 
 #include "allocate.h"
 #include "claims.h"
+#include "detach.h"
 #include "device_copy.h"
 #include "first_write_error.h"
 #include "host_copy.h"

@@ -1,6 +1,6 @@
 #include "pin.h"
 
-#include "retire.h"
+#include "detach.h"
 
 namespace torchcow {
 

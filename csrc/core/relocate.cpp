@@ -1,7 +1,7 @@
 #include "relocate.h"
 
+#include "detach.h"
 #include "exposure.h"
-#include "retire.h"
 #include "write_hook.h"
 
 #include <memory>

@@ -34,14 +34,6 @@ void prune_former_sharers(Block& block, Garbage& garbage) noexcept;
 /// Frees `block` (through `garbage`) or retires it. The engine's mutex is held.
 void retire(Block& block, Garbage& garbage) noexcept;
 
-/// Takes `sharer` off its block and puts it into the garbage; the block is retired or follows if that was the last one.
-/// `former_sharer`: the storage, if it lives on elsewhere and may still be read in the block (I3); otherwise empty.
-/// The engine's mutex is held.
-void detach(Sharer& sharer, FormerSharers&& former_sharer, Garbage& garbage) noexcept;
-
-/// The storage of `sharer` is gone, or has other memory now. Without the mutex.
-void storage_dropped(Sharer* sharer) noexcept;
-
 /// Frees retired blocks that nobody can read any more. The engine's mutex is held.
 void sweep_retired(Garbage& garbage) noexcept;
 
