@@ -136,8 +136,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, clang-format, spelling, workflows, co
 	$(BIN)/repo-review . --format rich
 
 tidy: $(VENV)/.dev build ## clang-tidy on the engine and the deep copy
-	$(BIN)/ninja -C $(BUILD_DIR) -t compdb > $(BUILD_DIR)/compile_commands.json
-	$(BIN)/run-clang-tidy.py -quiet -p $(BUILD_DIR) -j $$(nproc) '/($(subst $(eval ) ,|,$(TIDY_FILES)))/'
+	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -quiet -p $(BUILD_DIR) -j $$(nproc) '/($(subst $(eval ) ,|,$(TIDY_FILES)))/'
 
 format: $(VENV)/.dev ## lay out Python and C++ files as lint wants them
 	$(BIN)/ruff check --fix .
