@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 # `make help` lists the targets. Everything is installed into .venv; nothing outside this folder is touched.
 
 TORCH_VERSION ?= 2.13.0

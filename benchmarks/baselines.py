@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What people use today instead of ``torchcow.clone``, each as a function that makes one more variant of a model.
 
 Before a method is timed, its variant must agree with that of ``copy.deepcopy`` (``agree``): the state bit by bit, and

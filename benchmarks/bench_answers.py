@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What do reports cost: memory, diff, explain and reshare of many variants?
 
 Prediction: all of them walk over the modules in Python, 3 us per tensor; `memory` of 50 variants of GPT-2 stays below

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same questions on a CUDA device: clones, first writes, streams, capacity, and isolation.
 
 ``make gpu`` runs this among other things. Alone: ``python benchmarks/bench_cuda.py [--out FILE] [--seconds N]``. With

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does the first write cost, and where does copy-on-write stop paying?
 
 Prediction: fresh memory is bound by page faults, so that huge pages and two threads beat both ``torch._lazy_clone``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much memory do N variants take, if a fraction f of the weights is written in each?
 
 Prediction: S (1 + N f), where S is the size of the model; deep copies take S (1 + N). The process takes that, and

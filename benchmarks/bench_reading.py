@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is reading free?
 
 Prediction: yes. Operators that only read have no kernel of torchcow, and a shared tensor is a plain tensor whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How large are versions on disk, and how long does it take to add, find and open them?
 
 Prediction: 100 versions of SmolLM2-135M that change one layer each take the base and the changed layers, within a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How does it scale: with depth, tensors, bytes, live clones, and threads?
 
 Prediction: the cost per unit is flat. A clone looks at each object once, whatever is alive beside it; a block knows the

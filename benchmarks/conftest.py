@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by all benchmarks: candidates are timed in turn, in one process, under pytest-benchmark.
 
 One round of pytest-benchmark runs every candidate once (A B C, A B C, ...), so that a machine whose speed drifts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Timing on a device, by events, with candidates in turn. On a CPU, as a rehearsal, by the clock."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shapes of a language model with 8 billion parameters, as a dict of tensors, and an edit of one percent of it."""
 
 from __future__ import annotations

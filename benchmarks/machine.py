@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where and with what something was measured. A machine is described by its hardware, not by its name."""
 
 from __future__ import annotations

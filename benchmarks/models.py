@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of the benchmarks, built from a config with seeded random weights; nothing is downloaded."""
 
 from __future__ import annotations

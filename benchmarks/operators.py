@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times operators on a 32 x 32 tensor in a process that has torchcow, or has not: ``python operators.py [--with]``.
 
 Prints nanoseconds per call as JSON: the median of many loops.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results on disk: one JSON file per question, ``results/<question>.json``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Render the stored results into README.md, docs/benchmarks.md and docs/charts.
 
 python benchmarks/render.py            write

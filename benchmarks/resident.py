@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory of this process, as the system counts it."""
 
 from __future__ import annotations

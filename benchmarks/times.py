@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times of candidates that took turns: medians with quartiles, and ratios formed within a round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models of question 1, under the names that the tables have. Weights are random and seeded; nothing is downloaded.
 
 Llama, GPT-2, BERT, ViT and Mixtral are those of transformers, built from a configuration; the weights of SmolLM2 are

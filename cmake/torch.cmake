@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 # The torch that is installed in the interpreter that builds us, as the target torchcow_torch.
 #
 # torch's own CMake package is not used: with a CUDA build of torch it demands the CUDA toolkit. The core

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The torch that torchcow is compiled against: where it is, whether it was tried, and what a wheel then requires.
 
 CMake runs this file (torch.cmake), and scikit-build-core imports it to fill in the requirements of a wheel

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How Sphinx builds the documents: ``make docs``."""
 
 from __future__ import annotations

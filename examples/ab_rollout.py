@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An A/B rollout: a candidate serves a tenth of the users, is promoted, and is rolled back after an incident.
 
 The server keeps one object, the proxy of the tag ``production``. It never notices that models change: promote and

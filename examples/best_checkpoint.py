@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Early stopping: the best state so far is kept as a clone, not as a copy.
 
 The model memorizes a small data set: validation improves at first and then gets worse. At each new best, the usual

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An ensemble: noise and bootstrap make members that disagree where the data says nothing.
 
 A network is trained once. Each member is a clone of it: noise disturbs its last layer, and a bootstrap sample of the

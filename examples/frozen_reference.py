@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A frozen reference policy for preference training (DPO): a clone, not a second model.
 
 Preference training compares the policy that learns with a frozen copy of its beginning. As a clone, the reference

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hyperparameter search: every trial is a clone of one prototype, with other hyperparameters.
 
 A trained encoder gets a new head for a new task, and the search looks for a learning rate and a dropout. Model and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A subclassed Keras model that makes its layers in ``call``: cloned whole, where Keras itself gives up.
 
 Before its first call such a model has no layers, and nothing to write into a config. ``keras.models.clone_model``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Population-based training: the worst become clones of the best, with other hyperparameters.
 
 Each member trains on its own for a while. Then the worst members *exploit* the best: each becomes a clone of its model

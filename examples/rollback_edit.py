@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rollback of a bad edit to a language model: every bit is back, and the rollback needs no full copy.
 
 An edit adds a matrix of rank one to the weights of one layer of SmolLM2, as methods that edit facts do. This one is far

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scikit-learn pipeline and a torch model in one prototype: parts that belong together are cloned together.
 
 A fitted pipeline scales and projects images of digits, and a network classifies its output. Both are fields of one

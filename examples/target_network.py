@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The target network of Q-learning: after a hard update it shares all of its memory with the online one.
 
 Deep Q-learning holds its targets still for a while, in a second network that takes over the weights of the online one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checks that follow every test: nothing leaks, the bytes add up, no shared block was written.
 
 Catches, after whatever test provoked it: a block or sharer that is never given back, memory that stays retired, any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Charts of the results, readable on light and on dark pages: no background, colours in the middle.
 
 Each chart is a function from results to ``Lines``, which hold all that is plotted. A digest of them stands in the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question 1: how long does a clone take?"""
 
 from __future__ import annotations

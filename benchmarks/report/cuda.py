@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question 6: the same on a GPU."""
 
 from __future__ import annotations

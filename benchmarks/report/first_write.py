@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question 3: what does the first write cost, and where does copy-on-write stop paying?"""
 
 from __future__ import annotations

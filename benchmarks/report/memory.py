@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question 2: how much memory do N variants take?"""
 
 from __future__ import annotations

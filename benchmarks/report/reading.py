@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question 4: is reading free?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What else is measured: prototypes, registries, and the answers about many variants."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question 5: how does it scale?"""
 
 from __future__ import annotations

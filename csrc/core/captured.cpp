@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "captured.h"
 
 #include "engine_state.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "device_copy.h"
 
 #include "device_kernels.h"

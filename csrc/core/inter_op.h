@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 /// torch's inter-op pool: the threads of `torch.jit.fork` and `at::launch`, which run operators and never ran Python.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "stream_order.h"
 
 #include "device_kernels.h"

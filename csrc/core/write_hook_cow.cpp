@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "engine_state.h"
 #include "invariant.h"
 #include "retire.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The compiled kernels.cu, as bytes in this library. The build gives TORCHCOW_FATBIN_PATH.
 
 __asm__(

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "python.h"
@@ -105,7 +106,7 @@ class Protocol {
   PyObject* slots_of(PyTypeObject* type) const { return find_in_class(type, names.slotnames); }
 
   /// Is the constructor of torch.nn.Parameter still torch's?
-  bool constructs_parameters() const;
+  [[nodiscard]] bool constructs_parameters() const;
 
   /// Does this `__dict__` of an instance override none of the methods that a deep copy asks for?
   bool plain_attributes(PyObject* dict) const;
@@ -138,8 +139,8 @@ class Protocol {
   };
   Treatment decide(PyTypeObject* type);
   Treatment decide_without_entry(PyTypeObject* type);
-  bool builds_like_object(PyTypeObject* type) const;
-  bool inherits_parameter(PyTypeObject* type) const;
+  [[nodiscard]] bool builds_like_object(PyTypeObject* type) const;
+  [[nodiscard]] bool inherits_parameter(PyTypeObject* type) const;
   /// Brings what is kept about the tables up to date: a change of them begins a new epoch.
   void refresh() {
     if (const auto changes = table_changes_->count(); changes != seen_table_changes_) begin_epoch(changes);

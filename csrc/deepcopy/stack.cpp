@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "stack.h"
 
 #include "python.h"
@@ -25,7 +27,7 @@ struct Bounds {
       low = reinterpret_cast<std::uintptr_t>(address);
       high = low + size;
       // What one more level takes, user code included, with room to report the error.
-      margin = std::min<std::size_t>(size / 4, 256 * 1024);
+      margin = std::min(size / 4, std::size_t{256} * 1024);
     }
     pthread_attr_destroy(&attributes);
   }

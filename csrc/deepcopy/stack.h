@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 /// The C stack. Python's recursion limit counts calls, not bytes. With a high limit, or in a thread with a small stack,

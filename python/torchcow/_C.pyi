@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native engine. Written by hand; tests/package/test_stubs.py compares it with the built module.
 
 Functions return plain values, objects of the caller, or records: classes with read-only fields, which cannot be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door to the native extension: imports torch first, and explains why the extension cannot be loaded.
 
 The extension is compiled against C++ interfaces and layouts of torch that change with each minor release. Under another

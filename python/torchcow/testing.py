@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tools for tests of isolation: checksums over shared blocks, and failing allocations.
 
 Importing this module turns checksums on: the engine sums each block when it makes it, which reads its memory once.

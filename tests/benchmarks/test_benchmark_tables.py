@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README, docs/benchmarks.md and the charts say what the stored results say, and a change of either is found."""
 
 from __future__ import annotations

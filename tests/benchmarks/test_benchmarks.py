@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each benchmark works and finds the right answer, and what they are made of flatters no method."""
 
 from __future__ import annotations

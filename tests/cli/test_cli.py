@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: help, exit codes, one JSON document, one line for a mistake, a traceback for a bug.
 
 Catches: a traceback where the user is wrong, a bug that hides behind a line, output that is no JSON or not only JSON,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``doctor``: what it finds, what it calls degraded or broken, and that each such line has a reason and a remedy.
 
 Catches: a broken engine that is not seen, something degraded that fails the command, a complaint without a remedy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``registry``: a folder of versions is looked at, compared and moved about without the code of the models.
 
 Catches: a command that needs the structure, or files that it has no business with; a difference that is missed or

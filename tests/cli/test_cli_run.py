@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``run``: a program sees what it would see under plain Python, only its deep copies share memory.
 
 Catches: another ``__main__``, ``sys.argv`` or ``sys.path``; arguments that the command line takes for its own; an exit

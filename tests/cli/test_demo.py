@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo runs, tells the truth, and refuses nonsense with one line."""
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
 # Build, test and measure torchcow on a machine with a GPU, with one command and within eight minutes:
 #
 #     tests/cuda/run_on_gpu.sh [RESULTS.json]

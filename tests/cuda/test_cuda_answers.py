@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers, re-sharing and reserves for tensors on a CUDA device."""
 
 from __future__ import annotations

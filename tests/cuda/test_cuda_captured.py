@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Graphs that were captured before a clone: what they write does not reach it, what they read stays in its place."""
 
 from __future__ import annotations

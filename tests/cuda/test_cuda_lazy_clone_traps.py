@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What breaks ``torch._lazy_clone`` on CUDA, and must not break torchcow.
 
 Five traps, all seen in torch itself: multi-tensor operators write through const pointers, so that nothing notices

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Collectives of torch.distributed (gloo, two processes) write what most of their schemas do not mark.
 
 Break: a stand-in for `clone` that shares and never copies; the first collective fails.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPython's own tests of ``copy``, with ``copy.deepcopy`` replaced by ``torchcow.clone``.
 
 Catches: any object of plain Python, memo entry, cycle or error that the wrapper around deepcopy treats otherwise.

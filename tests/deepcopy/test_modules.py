@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every nn.Module of torch's module database: forward, backward and a training step of a clone against a deep copy.
 
 Catches: a kind of module whose parameters, buffers or flat weights escape the barrier (running statistics, RNN

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every optimizer of torch.optim, for-loop, foreach and fused: a clone trains as a deep copy does, and trains alone.
 
 Catches: fused and foreach kernels whose lists escape the barrier, optimizer state shared but not marked, a tuple clone

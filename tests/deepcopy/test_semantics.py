@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """clone against copy.deepcopy, case by case: structure, identity, strides, flags, hooks, ties, memo, errors.
 
 Catches: any short cut of the walk that gives another object graph than deep copy does: a tie cut or made, a view

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The native walk under hostile conditions: depth, interruption, mutation in the middle, collections, threads.
 
 Catches: a crash of the process, a leak, half-built objects that user code can see, an error that ``copy.deepcopy``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documents are true as far as that can be run: Sphinx accepts them, links lead somewhere, Python blocks work.
 
 Catches: a cross reference or an anchor that is broken, an example that no longer does what it says, a target, command,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each error that a user can see has a place in docs/errors.md, and that page names no error that does not exist.
 
 There a message is a line in a block of text; a word in braces stands for what is put in when the error is raised, and

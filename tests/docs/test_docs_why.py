@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What docs/why.md says about torch._lazy_clone: it still goes wrong, in these ways; torchcow does not.
 
 Fails when torch has mended one of them, and then the page is to be changed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples in the docstrings run.
 
 Catches: an example that no longer does what it says.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples run, and their results are right.
 
 Catches: an example that no longer does what it says, and a clone that changes with another one: trials, members,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README is short, and what it promises works (tests/docs/test_docs.py runs its code)."""
 
 from __future__ import annotations

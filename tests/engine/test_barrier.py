@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels that write through const pointers: only the dispatcher barrier can see them, and it must.
 
 CUDA's multi-tensor kernels take every address, outputs included, with ``const_data_ptr()``: no storage hook wakes. The

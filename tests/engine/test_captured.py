@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A captured CUDA graph keeps addresses: what was there when it was captured is copied, and not shared.
 
 On a machine without a GPU tensors are marked by hand; ``tests/cuda/test_cuda_captured.py`` captures graphs.

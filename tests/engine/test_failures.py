@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory runs out at the n-th allocation, for every n: nobody's numbers change, everything still shares, a retry works.
 
 Catches: a reference given up before the copy exists (the source is read after it was freed), a list that is

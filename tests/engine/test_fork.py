@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """fork, signal handlers, atexit, interpreter shutdown: each in a process of its own, which must end by itself.
 
 Catches: a lock of the engine held across fork (the child hangs), a handler that writes while a clone is half made, a

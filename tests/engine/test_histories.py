@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random histories of clones, views, writes and drops in two worlds: one clones with `copy.deepcopy`, the other with
 `torchcow.clone`, and now and then that one shares what is equal again, or sets memory aside. After every step all
 tensors of both worlds are the same, bit by bit, with the same ties and layouts.

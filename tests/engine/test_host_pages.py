@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Large first writes get memory of the engine's own: everything that torch does with memory works on it.
 
 Catches: pages that are freed by torch's deleter or twice, that are not recognized as shareable, or that outlive what is

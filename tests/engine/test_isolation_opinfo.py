@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every operator of torch's database, writing or only reading, on shared tensors, bit by bit against a deep copy.
 
 Each operator runs in place, into `out=` and as a plain function, each time with *all* its arguments shared, once by the

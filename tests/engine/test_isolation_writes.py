@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every further way of writing that Python has, on each of four relatives in several orders, against a deep copy.
 
 Catches: a write path that neither barrier sees (take away the storage hook: numpy, ctypes, storage writes and running

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``patch``: deep copies of code that was never changed share memory; everything is put back exactly.
 
 Catches: an importer by name that is not reached, a patch that outlives its end or ends too early, excluded classes that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way in which a pointer leaves torch: numpy, DLPack, data_ptr, the buffer protocol; before and after the clone.
 
 A handle taken before the clone keeps writing into its own tensor, as with a deep copy, and into nobody else; memory

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A shared tensor answers every question as a deep copy does, and answering un-shares nothing.
 
 Catches: the barrier's mark where torch asks for a tensor's dispatch keys (`new_tensor` and its kin), a property that

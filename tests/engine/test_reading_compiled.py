@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torchcow.reading`` and torch.compile, in a process of its own.
 
 The compiler leaves threads behind, beside which no first write is skipped, and does not start in a process where tests

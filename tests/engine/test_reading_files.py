@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What writes files asks for pointers: within ``torchcow.reading`` a saved clone still shares, the file is right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every operator of torch's database within ``torchcow.reading``, where the dispatcher barrier is alone.
 
 Whatever an operator writes must reach the clone only, although no write hook is heard. Catches: a written argument that

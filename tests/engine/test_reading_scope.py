@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torchcow.reading``: pointers that only read un-share nothing, operators that write do, and the rest is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Equal tensors share again, and are as isolated afterwards as clones are.
 
 Catches: tensors joined that differ, memory given away that something else looks into, a write between comparison and

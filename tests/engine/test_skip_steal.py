@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How each first write is paid for: skip, steal or copy, counted through `events()`; and when a skip would be wrong.
 
 Catches: a skip taken although something is left of the old bytes (a part written, an argument that reads the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`UntypedStorage._swap_data_ptr_` (torch 2.12 and newer) exchanges what two storages hold, their allocators included.
 
 Break, on torch 2.12: the hook dies with its storage, although the other storage has it as its allocator by then. All

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads: relatives in different threads never disturb each other; one object used by several is as safe as before.
 
 Catches: a materialization that does not look again under its lock (two copies, or one freed under a reader), counts of

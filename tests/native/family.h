@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 /// What the unit tests of the engine share: a way to clone a tensor, and a fixture that checks the books.

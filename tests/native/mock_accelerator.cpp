@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 #include "mock_accelerator.h"
 
 #include "core/share.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Accounting: sums that add up.
 
 #include "core/accounting.h"

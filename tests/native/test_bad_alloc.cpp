@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // No memory for the engine's own bookkeeping: the n-th `new` of an operation fails, for every n.
 //
 // Nobody's numbers change, nothing is lost or left behind, nobody waits for ever, and the operation works afterwards.

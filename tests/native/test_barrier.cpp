@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The dispatcher barrier: which operators it sees, and what it does around them.
 
 #include "core/barrier.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The list of sharers of a block.
 
 #include "core/block.h"

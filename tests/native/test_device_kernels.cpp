@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The registry of DeviceKernels and the checksum on CPU memory.
 
 #include "core/checksum.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Copies on the host, at sizes around every threshold.
 
 #include "core/host_copy.h"

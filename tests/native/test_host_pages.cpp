@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Host memory for large first writes: where it begins, when it is kept, when it is given back.
 
 #include "core/host_pages.h"

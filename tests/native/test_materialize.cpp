@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Materialization: steal, copy, skip; batches whole or not at all; nothing changes when memory runs out.
 
 #include "core/materialize.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Racing threads: for ThreadSanitizer above all, which sees at once what a plain run meets once in a thousand.
 //
 // What relatives in different threads do must not be seen by others. What two threads do to one tensor may tear values,

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Reading: raw pointers un-share nothing in the scope, and everything again after it.
 
 #include "core/reading.h"

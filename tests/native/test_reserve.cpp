@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Reserves: what a first write takes instead of an allocation, and what becomes of the rest.
 
 #include "core/reserve.h"

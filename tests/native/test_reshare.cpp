@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Re-sharing: a storage moves to another block only if both hold the bytes that were compared.
 
 #include "core/reshare.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Retirement: a block that somebody may still read is neither freed nor stolen.
 
 #include "core/retire.h"

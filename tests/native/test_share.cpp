@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Sharing: what a clone is made of, who may be shared, and how a share is taken back.
 
 #include "core/accounting.h"

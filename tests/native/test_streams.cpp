@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Stream order, on a mock accelerator that logs each step and checks each access (mock_accelerator.h).
 //
 // The log is compared where the promise is a certain step; in the random walk at the end the mock's vector clocks say

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // verify: damage to a shared block is found, and nothing else is called damage.
 
 #include "core/verify.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The write hook: every request for a mutable pointer. One suite for both implementations; the name says which was
 // built.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Writes in progress: who is announced, and when.
 
 #include "core/writing.h"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keras 3 on torch: a clone has weights, built state, optimizer, losses and metrics, and nothing of its source's.
 
 The oracle is the source itself: trained with the same data, both must end with the same bits. That nothing is in common

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scikit-learn: clones of estimators keep what was fitted, and parameters have the names of ``get_params``.
 
 Catches: a clone that is not fitted, a fit that reaches the snapshot, a path that ends at ``steps``.

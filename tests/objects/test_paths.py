@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dotted paths: what they lead to, what the errors say, and what may be put where.
 
 Catches: a name with dots that is taken apart, a second place that is passed over in silence, an error without the names

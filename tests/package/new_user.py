@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A new user, who has the sdist and follows the README. Run by ``make test-package``: it compiles the extension anew.
 
 The environment is fresh. It sees torch, the build tools and the libraries that torchcow requires where they lie

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Private parts of CPython are used in one room, each with its versions and with a test that would notice.
 
 Catches: a private name of CPython anywhere else in csrc; an entry of ``cpython_internals.h`` without versions; an

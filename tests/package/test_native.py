@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one door to the extension: what it says where the extension or torch is missing, or is of another release.
 
 Catches: an extension that is loaded into another torch than it was built for, by whichever door; an ImportError that

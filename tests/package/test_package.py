@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is shipped, what it requires, and that a torch that nobody has tried is refused before anything is compiled.
 
 Catches: a file that is in the repository and not in the sdist, or the other way round; a wheel that goes with any
@@ -159,3 +160,13 @@ def test_other_platforms_are_refused(name, value, monkeypatch):
         monkeypatch.setattr(sys, name, value)
     with pytest.raises(SystemExit, match=f"torchcow works on Linux with CPython; this is .*{value}"):
         torch_release.installed()
+
+
+def test_each_source_names_its_license():
+    """Catches: a new file without the line that says under which license it may be used."""
+    suffixes = {".cpp", ".h", ".cu", ".py", ".pyi", ".sh", ".cmake"}
+    folders = ("python", "csrc", "tests", "benchmarks", "cmake", "examples")
+    files = [one for folder in folders for one in (ROOT / folder).rglob("*") if one.suffix in suffixes]
+    assert len(files) > 200
+    without = [one for one in files if "SPDX-License-Identifier: Apache-2.0" not in one.read_text()[:300]]
+    assert [str(one.relative_to(ROOT)) for one in without if "data" not in one.parts] == []

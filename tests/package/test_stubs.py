@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hand-written stub of the extension says what the built module has.
 
 Catches: a function, record or field that was added, renamed or given other arguments, defaults or types in the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deltas: only what differs is written, everything is checked when it is read, and saving un-shares nothing.
 
 Catches: a tensor that differs and is not written, a base that is not the right one, a file that is damaged or half

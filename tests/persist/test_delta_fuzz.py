@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Damaged delta files: whatever happens to the bytes, the answer is a clear error or the right tensors.
 
 Catches: a flipped bit, a cut or an insertion that yields other numbers, another kind of exception, or a crash.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an object is made of: it comes back exactly, through JSON and tensors, or is refused with its dotted path.
 
 Catches: a tie, a flag, a stride or a dtype that is lost on the way, a structure that is changed, state that is dropped

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registry: versions, tags and lineage, in memory and in a folder with one body of tests.
 
 Catches: a number given twice, a tag that is lost, a rollback to the wrong version, a prune that removes what is needed,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random histories of a registry, in memory and in a folder, against a model in plain Python.
 
 Catches: a version, a parent or a tag that differs from the model after any sequence of additions, promotions,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many threads use one registry: a reader sees one version or another, never something between.
 
 Catches: a call that mixes two versions, a clone that is made twice, a number given twice, counts that get lost, a

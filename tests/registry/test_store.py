@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registry in a folder: what it writes, what it refuses, and that damage stays where it is.
 
 Catches: a tensor that is written twice, damage that goes unnoticed or spreads to other versions, a foreign database

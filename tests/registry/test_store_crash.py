@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A registry in a folder survives SIGKILL at every step: the last good state is there, and the next writer cleans up.
 
 A driver forks a child for each step of an operation; the child kills itself at that step (before, within or after each

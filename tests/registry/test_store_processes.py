@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes use one registry at once: nothing is lost, mixed up or given twice.
 
 Catches: a number given twice, a version that another process cannot read, a tag between two versions, a file that a

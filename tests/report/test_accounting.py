@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger adds up: logical, unique, private and shared bytes, fair shares, blocks, sharers, events.
 
 Catches: a sharer that is not counted off when it leaves or dies, views counted twice, ties counted twice, retired

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets: what first writes can cost, whether it is there, and memory that was set aside for them.
 
 Catches: a worst case that is wrong, a reserve that is not used, lost after a failure, kept after its clone, or smaller

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tensors differ: by place first, then by bits, with norms; and looking un-shares nothing.
 
 Catches: a comparison by value (NaN, signed zeros), bytes read where the place tells, tensors missing on one side, forms

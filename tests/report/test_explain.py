@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a tensor is not shared: the last event of its storage, as long as that lives.
 
 Catches: a cause that is lost, that belongs to another storage which had the address before, or that grows without end.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What objects take: the figures of parts add up to those of the whole, whatever was cloned, written or tied.
 
 Catches: a storage counted twice or not at all, a tie counted in one part only or fully in both, arrays left out, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """First writes as they happen: who, what, where; outside of locks, and never in the way of the write.
 
 Catches: news that are lost or told twice, the stack of somebody else, an exception or a write in a callback that

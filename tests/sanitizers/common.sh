@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 # What run_asan.sh, run_tsan.sh and run_coverage.sh share; sourced in the root of the repository.
 
 python="${PYTHON:-.venv/bin/python}"

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
 # C++ and Python tests under AddressSanitizer and UndefinedBehaviorSanitizer. Stops at the first test that fails.
 #
 #   PYTHON       the interpreter with torch (.venv/bin/python)

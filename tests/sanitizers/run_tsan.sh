@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
 # Racing threads under ThreadSanitizer: the C++ tests that use threads, then the Python tests that do.
 #
 #   PYTHON       the interpreter with torch (.venv/bin/python)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A prototype keeps what it was made of: nothing that happens to the source or to a clone reaches its snapshot.
 
 Catches: a snapshot that is the source, an optimizer that drives somebody else's parameters, clones that share what they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Changes of a clone: all are checked before anything is made, and none reaches the snapshot or a sibling.
 
 Catches: a value that siblings have in common, a change that is made although another one is refused, a shallow clone

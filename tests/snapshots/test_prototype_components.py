@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Components that cannot be cloned: all are named at once, and can be shared, dropped or made anew.
 
 Catches: a component that is found only by the first clone, one that is blamed although something inside of it is at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generated object graphs: a clone of a prototype is what two deep copies in a row are, and fails where they fail.
 
 Catches: a difference between the snapshot and the source, anything that the search for components breaks, and a

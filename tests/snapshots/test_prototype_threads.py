@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many threads clone, change and write at once, without a lock of their own.
 
 Catches: state of a call that is kept in the prototype, two deep clones behind the shallow ones, a function of

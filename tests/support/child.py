@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the child processes of the store's tests share: a model, a registry, and a hand that kills at the n-th step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A program that test_collectives.py runs twice, as both members of a group: `-m support.collectives RANK FOLDER`.
 
 Every collective writes the source, a clone, or a clone's clone, and deep copies in the same way; then all are compared.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Object graphs from lists of numbers, and their canonical form: for comparing deep copies.
 
 A recipe is a list of ``(kind, references)``. Each entry makes one node; references are taken modulo the nodes there

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The messages of errors, read from the sources: literal text, with ``{}`` for whatever is put in when it is raised."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all suites share: bit-exact comparison of object graphs, and 'write to each relative, look at all the others'.
 
 The oracle is always ``copy.deepcopy``. Tensors are compared by the bytes of their elements, so that NaN equals itself

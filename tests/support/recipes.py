@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Strategies for generated object graphs: TORCHCOW_GRAPHS says how many graphs each test draws."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects that files have to bring back, each in two makes: as a user would save it, and as a structure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run functions in several threads at once; a hang ends the process with a traceback."""
 
 from __future__ import annotations

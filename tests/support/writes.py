@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of writes for test_isolation_writes: what is made, how it is written. Data, and little else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Let a CUDA build of torch be imported on a machine that has no CUDA libraries.
 
 Run with the Python of an environment into which such a torch was installed without its dependencies (gigabytes of

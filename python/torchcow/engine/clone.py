@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``clone``: a ``copy.deepcopy`` that shares tensor memory until the first write."""
 
 from __future__ import annotations

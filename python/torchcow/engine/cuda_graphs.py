@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports captured CUDA graphs to the engine, because a graph keeps the addresses of the memory that it uses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``materialize``: gives tensors private memory now instead of at the first write."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dotted names for errors and reports: from a storage back to the module or optimizer that holds it."""
 
 from __future__ import annotations

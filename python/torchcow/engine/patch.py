@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``patch``: makes ``copy.deepcopy`` copy-on-write, for code that should stay as it is.
 
 A patch exchanges the code of the function ``copy.deepcopy``, not the name. So it also reaches modules that imported the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``reading``: a scope in which raw pointers only read, so that asking for one un-shares nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``reshare``: tensors that hold the same bits share again."""
 
 from __future__ import annotations

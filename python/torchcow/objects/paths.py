@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The parts of an object by dotted path: look up, check, replace, and walk over all of them.
 
 A path is a sequence of names with dots in between: ``"encoder.layers.0.dropout.p"``, ``"optimizer.lr"``. The adapter of

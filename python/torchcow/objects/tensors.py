@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tensors and arrays within an object, by dotted name."""
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects as named tensors and JSON, and the files that hold them."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``save_delta`` and ``load_delta``: a file with the differences of a clone from its base."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fingerprint of a tensor: SHA-256 over dtype, shape and bytes, read in small pieces by operators."""
 
 from __future__ import annotations

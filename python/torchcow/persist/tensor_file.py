@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A safetensors file with a fingerprint for each tensor: written atomically, and checked when it is read.
 
 Any safetensors reader opens it. Beside the tensors, its metadata hold one JSON text, which repeats name, dtype, shape

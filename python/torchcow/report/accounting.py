@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ledger: the memory that this process shares, and the tensors that got memory of their own."""
 
 from __future__ import annotations

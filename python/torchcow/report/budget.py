@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Budgets: whether first writes to clones will find enough memory, and memory reserved for them."""
 
 from __future__ import annotations

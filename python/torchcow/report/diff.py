@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``diff``: which tensors of two objects are shared, equal or different."""
 
 from __future__ import annotations

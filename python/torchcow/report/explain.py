@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``explain``: the tensors that are not shared, and the reason for each."""
 
 from __future__ import annotations

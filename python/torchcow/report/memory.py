@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``memory``: the memory of objects, together and each, and that of deep copies."""
 
 from __future__ import annotations

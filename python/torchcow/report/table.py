@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One table, for a terminal, as plain text and for a notebook."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``trace`` and ``on_materialize``: first writes, and the code that makes them, as they happen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Components that cannot be cloned: which they are, and what a prototype puts in their place."""
 
 from __future__ import annotations

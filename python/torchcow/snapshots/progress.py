@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A progress bar for work that takes more than a second."""
 
 from __future__ import annotations

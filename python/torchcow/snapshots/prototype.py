@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``Prototype``: a private snapshot of an object, from which clones are made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torchcow registry``: inspect a durable registry and move its tags, without the code of the models.
 
 ``look`` has the commands that only read, ``move`` those that change something; ``opening`` has what they share.

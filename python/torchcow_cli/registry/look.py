@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands that only look: ``ls``, ``log``, ``show`` and ``diff``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The commands that change something: ``promote``, ``rollback`` and ``prune``."""
 
 from __future__ import annotations

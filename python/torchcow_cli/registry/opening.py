@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all commands on a registry share: where it is, how it is opened, and how a version is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 // A stand-in for libcuda.so.1 that runs kernels.cu on the processor, so that the path from `DeviceKernels` down to the

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // CudaKernels over the fake driver: the tables, the kernels' indexing, and every way of being without kernels.
 
 #include "cuda/cuda_kernels.h"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compiled code reads through raw pointers: within ``torchcow.reading`` it un-shares nothing (inductor on the CPU).
 
 Run by ``tests/engine/test_reading_compiled.py`` in a process of its own.

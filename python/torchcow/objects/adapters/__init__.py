@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What objects consist of, by class: one small protocol, and the adapters that implement it.
 
 In reading order:

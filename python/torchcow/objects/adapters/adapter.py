@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The protocol that tells torchcow of which parts the objects of a framework consist."""
 
 from __future__ import annotations

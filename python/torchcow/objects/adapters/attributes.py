@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects in general: their attributes and slots."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keras 3 on the torch backend: layers, models, metrics, losses and optimizers are copied attribute by attribute.
 
 Keras itself copies by way of its file format, which loses what ``get_config`` leaves out and layers that a subclassed

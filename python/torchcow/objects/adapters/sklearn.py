@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scikit-learn: paths name the parameters of estimators, and the steps of pipelines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch: modules, optimizers, tensors. Schedulers are objects like others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of an object, for files: tensors by dotted name, and everything else as JSON-able nodes.
 
 :func:`capture` returns the state of an object, and :func:`restore` puts a state into a structure, an object of the

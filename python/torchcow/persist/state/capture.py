@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``capture``: take an object apart into named tensors and JSON-able nodes."""
 
 from __future__ import annotations

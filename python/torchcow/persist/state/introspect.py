@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a file can hold of an object: what the structure brings instead, and which classes hide their state."""
 
 from __future__ import annotations

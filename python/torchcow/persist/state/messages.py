@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What messages say about dotted paths, and about the objects that are there."""
 
 from __future__ import annotations

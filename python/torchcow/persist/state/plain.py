@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain values as JSON, and back: exactly, with tuples, sets, non-string keys, NaN and integers of any size."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plan to restore an object: what does not fit, what to do if everything does; tensors, arrays and generators."""
 
 from __future__ import annotations

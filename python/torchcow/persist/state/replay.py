@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``StateDictReplay``: what ``state_dict`` returned when it was saved, for ``load_state_dict``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``restore``: put a state into a structure. It checks everything before it changes anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tensors a file can hold, and what it notes of them beside dtype, shape and bytes."""
 
 from __future__ import annotations
