@@ -128,8 +128,8 @@ class BarrierKernel final : public c10::OperatorKernel {
     const auto sources = arguments[1].toTensorList();
     if (targets.size() != sources.size()) return false;
     for (std::size_t i = 0; i < targets.size(); ++i) {
-      const at::Tensor target = targets[i];
-      const at::Tensor source = sources[i];
+      const at::Tensor& target = targets[i];
+      const at::Tensor& source = sources[i];
       const bool plain = target.layout() == at::kStrided && source.layout() == at::kStrided && !target.is_quantized() &&
                          !source.is_quantized() && !source.is_meta();
       if (!plain || target.sizes() != source.sizes() || !target.is_non_overlapping_and_dense()) return false;

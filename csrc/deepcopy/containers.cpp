@@ -96,7 +96,8 @@ PyObject* Walk::resume_dict(PyObject* result) {
       member_copy = {};
       frame().phase = 0;
     }
-    PyObject *key, *value;
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
     auto& current = frame();
     if (PyDict_GET_SIZE(source) != current.size) raise_changed("changed size");
     if (!PyDict_Next(source, &current.position, &key, &value)) break;

@@ -44,7 +44,8 @@ Memo::~Memo() {
   release(std::move(entries_));
 }
 
-/// The objects may run user code when they go: nothing may look into the table any more.
+/// The objects may run user code when they go: nothing may look into the table any more, so this owns the entries.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
 void Memo::release(std::vector<Entry> entries) {
   for (const auto& entry : entries) {
     Py_DECREF(entry.source);

@@ -60,6 +60,7 @@ ReadingScope::~ReadingScope() {
 
 std::vector<bool> ReadingScope::covered() const {
   std::vector<bool> covered;
+  covered.reserve(covered_of_.size());
   for (const auto& index : covered_of_) covered.push_back(index.has_value());
   return covered;
 }
@@ -69,6 +70,7 @@ std::vector<ReadingScope::Outcome> ReadingScope::end() {
   ended_ = true;
   resume_hooks(covered_);
   std::vector<Outcome> by_storage;
+  by_storage.reserve(covered_.size());
   for (const auto& storage : covered_) by_storage.push_back({.stayed = storage.stayed});
   if (checksums_) {
     const auto sums = checksums_of(covered_);
@@ -82,6 +84,7 @@ std::vector<ReadingScope::Outcome> ReadingScope::end() {
   find_references(by_storage);
   for (auto& storage : covered_) storage.held.reset();
   std::vector<Outcome> outcomes;
+  outcomes.reserve(covered_of_.size());
   for (const auto& index : covered_of_) outcomes.push_back(index ? by_storage[*index] : Outcome());
   return outcomes;
 }
@@ -105,7 +108,7 @@ void ReadingScope::find_references(std::vector<Outcome>& outcomes) const {
     visit_tracked_tensors([&](auto& tensor, auto& storage) {
       if (doubtful.contains(&storage)) census.note_seen(storage, tensor);
     });
-    for (const auto* storage : doubtful) {
+    for (const auto* storage : doubtful) {  // NOLINT(bugprone-nondeterministic-pointer-iteration-order): any order
       outcomes[index_.at(storage)].referenced = !census.accounts_for_all_references(*storage, 1);
     }
   }

@@ -128,7 +128,7 @@ at::Tensor parameter_data(Call& call, const at::Tensor& source) {
 /// `source.clone()`, sharing if it can.
 c10::Storage new_storage(Memo& memo, const c10::Storage& source) {
   auto& impl = *source.unsafeGetStorageImpl();
-  Reason reason;
+  auto reason = Reason::none;
   if (auto shared = memo.call().sharing.share(impl, 0, impl.nbytes(), reason)) return c10::Storage(std::move(shared));
   c10::Storage copy = copies_eagerly(reason, impl)
                           ? copy_of_bytes(impl, 0, impl.nbytes())
@@ -166,7 +166,8 @@ c10::Storage storage_copy(Memo& memo, const c10::Storage& source) {
 bool has_simple_attributes(PyObject* source) {
   PyObject* dict = existing_dict(source);
   if (dict == nullptr) return true;
-  PyObject *key, *value;
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
   Py_ssize_t position = 0;
   while (PyDict_Next(dict, &position, &key, &value)) {
     if (!PyUnicode_CheckExact(key) || !Protocol::get().plainly_atomic(Py_TYPE(value))) return false;
