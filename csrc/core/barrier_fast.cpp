@@ -23,7 +23,7 @@ const at::Tensor* as_tensor(const T& argument) {
 }
 
 /// All operators here write `self`, their first argument, and nothing else.
-template <typename Op, typename Signature = typename Op::schema>
+template <Op, typename Signature = typename Op::schema>
 struct Fast;
 
 template <typename Op, typename Result, typename... Rest>
