@@ -23,7 +23,7 @@ const at::Tensor* as_tensor(const T& argument) {
 }
 
 /// All operators here write `self`, their first argument, and nothing else.
-template <Op, typename Signature = typename Op::schema>
+template <typename Op, typename Signature = Op::schema>
 struct Fast;
 
 template <typename Op, typename Result, typename... Rest>
