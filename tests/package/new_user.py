@@ -112,7 +112,10 @@ def test_what_is_installed(user):
     about = user.packages / f"torchcow-{torchcow.__version__}.dist-info"
     files = user.run("pip show --files torchcow").split("Files:\n")[1].split()
     assert len([name for name in files if name.endswith(".so")]) == 1
-    assert {name.split("/")[0] for name in files if "/" in name} == {"torchcow", about.name, "__pycache__"}
+    packages = {name.split("/")[0] for name in files if "/" in name and not name.startswith("../")}
+    assert packages == {"torchcow", "torchcow_cli", about.name, "__pycache__"}
+    assert [name.rpartition("/")[2] for name in files if name.startswith("../")] == ["torchcow"]  # the script
+    assert user.run("torchcow --version").split()[-1] == torchcow.__version__
     assert f"{about.name}/licenses/NOTICE" in files
     assert f"Requires-Dist: torch=={MINOR}.*\n" in (about / "METADATA").read_text()
     assert "No broken requirements found." in user.run("pip check")
