@@ -49,7 +49,10 @@ def seed(value=0):
 
 def address(tensor):
     """Where the elements are, without waking the storage hook."""
-    return tensor.const_data_ptr() if hasattr(tensor, "const_data_ptr") else torch._C._data_address(tensor)
+    if hasattr(tensor, "const_data_ptr"):
+        return tensor.const_data_ptr()
+    # torch 2.11 and 2.12 tell where the storage begins.
+    return torch._C._data_address(tensor) + tensor.storage_offset() * tensor.element_size()
 
 
 # ---------------------------------------------------------------------------------------------------------------- bits
