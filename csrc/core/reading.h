@@ -26,8 +26,7 @@
 ///     use: until the last scope has ended, and after that as long as the storage lives if something outlives the
 ///     scope.
 ///   - When the last scope of an exposure ends, the caller looks for pointers that outlive it. `isolate` then removes
-///   all
-///     other sharers from each block that was exposed, wherever the storage has moved meanwhile.
+///     all other sharers from each block that was exposed, wherever the storage has moved meanwhile.
 ///
 /// Ownership: a scope holds storages weakly.
 ///

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_tensors, subject
+from torchcow.objects.tensors import is_within, named_tensors, subject
 
 
 def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def materialize(obj: Any, names: Iterable[str] | None = None) -> None:
     else:
         selected = []
         for name in [names] if isinstance(names, str) else names:
-            matches = [tensor for path, tensor in named if path == name or path.startswith(f"{name}.")]
+            matches = [tensor for path, tensor in named if is_within(path, name)]
             if not matches:
                 listed = ", ".join(path for path, _ in named[:20]) or "none"
                 raise KeyError(f"there is no tensor {name!r} in this {type(obj).__name__}; it has: {listed}")

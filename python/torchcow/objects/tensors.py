@@ -99,6 +99,11 @@ def subject(function: str, obj: Any) -> Any:
     return obj
 
 
+def is_within(path: str, name: str) -> bool:
+    """Return whether a dotted path is that of the tensor or of a tensor in the subtree with this name."""
+    return path == name or path.startswith(f"{name}.")
+
+
 def placed(tensor: torch.Tensor) -> tuple[int, int] | None:
     """Return where the tensor's bytes are: (identity of its block or storage, offset in bytes)."""
     usage = _C.usage(tensor)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from torchcow._native import _C
-from torchcow.objects.tensors import named_tensors, subject, unwrap
+from torchcow.objects.tensors import is_within, named_tensors, subject, unwrap
 from torchcow.report.table import size
 
 
@@ -154,14 +154,10 @@ def _shared(obj: Any) -> Iterator[tuple[str, torch.Tensor, _C.Usage]]:
 def _named(kind: str, obj: Any, shared: list[Any], names: list[str]) -> list[Any]:
     paths = [path for path, _ in named_tensors(obj)]
     for name in names:
-        if not any(_within(path, name) for path in paths):
+        if not any(is_within(path, name) for path in paths):
             listed = ", ".join(difflib.get_close_matches(name, paths, n=3) or paths[:5])
             raise LookupError(f"reserve: {kind} has no tensor or module '{name}'. Tensors there: {listed}")
-    return [entry for entry in shared if any(_within(entry[0], name) for name in names)]
-
-
-def _within(tensor: str, name: str) -> bool:
-    return tensor == name or tensor.startswith(f"{name}.")
+    return [entry for entry in shared if any(is_within(entry[0], name) for name in names)]
 
 
 def _spread(sizes: list[int], fraction: float) -> list[bool]:
